@@ -1,0 +1,60 @@
+# The commands of the project: `make demo`, `make test`, `make lint`, `make format`, `make wheel`. Each makes the virtual
+# environment it needs, once: .venv for development, .venv-demo for what a user of the runtime gets.
+
+PYTHON ?= python3
+VIDEO ?=
+
+# pip reads these in its isolated builds too, where `-c` does not reach; newer versions of pip want the second name there.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What the installed package is made of. The editable one in .venv reads Python files where they stand.
+BUILT := pyproject.toml CMakeLists.txt constraints.txt $(wildcard cpp_ext/*)
+COPIED := $(shell find onedva export runtime -type f -not -name '*.pyc' -not -name '*.so')
+CXX_FILES := $(wildcard cpp_ext/*)
+
+.PHONY: demo test lint format wheel constraints clean
+
+demo: .venv-demo/ready
+	.venv-demo/bin/onedva demo $(if $(VIDEO),--video "$(VIDEO)") -o demo -f
+
+test: .venv/ready
+	ONEDVA_REQUIRE=$${ONEDVA_REQUIRE:-slow} .venv/bin/python -m pytest
+
+lint: .venv/ready
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	.venv/bin/pyright
+
+format: .venv/ready
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+	.venv/bin/clang-format -i $(CXX_FILES)
+
+wheel: .venv/ready
+	.venv/bin/pip wheel --no-deps --wheel-dir dist .
+
+# Pins everything that `.[dev]` and a build bring, from an environment that nothing else has touched. Local versions such
+# as +cpu are cut off: which build of a package there is depends on where it comes from.
+constraints:
+	rm -rf .venv-pins
+	$(PYTHON) -m venv .venv-pins
+	env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT .venv-pins/bin/pip install --quiet '.[dev]' torch==2.13.0
+	{ echo '# Pins what CI installs. Written by `make constraints`.'; \
+	  .venv-pins/bin/pip freeze --all --exclude pip --exclude onedva | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt
+	rm -rf .venv-pins
+
+clean:
+	rm -rf .venv .venv-demo build dist demo
+
+.venv/ready: $(BUILT)
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv-demo/ready: $(BUILT) $(COPIED)
+	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install --quiet '.[cpu,plot]'
+	touch $@

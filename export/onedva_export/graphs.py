@@ -1,0 +1,179 @@
+"""The graphs of a bundle as torch modules, and their trip through `torch.onnx`: dynamic batch, length, frames, size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from onedva.decoder import Condition
+from onedva.model import OneDVA
+
+OPSET = 23
+IR_VERSION = 10
+
+
+class EncoderGraph(nn.Module):
+    """frames uint8 (B, T, H, W, 3) … → structural, latents, predicted_error (means only)."""
+
+    def __init__(self, model: OneDVA) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+
+    def forward(self, frames: Tensor, resolution: Tensor, is_key: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
+        video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+        output = self.encoder(video, resolution, is_key, anchors)
+        return output.structural_mean, output.latents_mean, output.predicted_error
+
+
+class ConditionGraph(nn.Module):
+    """Latents → context, keys_values, preview: once per clip."""
+
+    def __init__(self, model: OneDVA) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(
+        self,
+        structural: Tensor,
+        latents: Tensor,
+        anchors: Tensor,
+        has_latents: Tensor,
+        resolution: Tensor,
+        is_key: Tensor,
+    ) -> tuple[Tensor, ...]:
+        return tuple(self.decoder.condition(structural, latents, anchors, has_latents, resolution, is_key))
+
+
+class VelocityGraph(nn.Module):
+    """noisy video at t → velocity: once per step."""
+
+    def __init__(self, model: OneDVA) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+
+    def forward(self, noisy_video: Tensor, t: Tensor, context: Tensor, keys_values: Tensor, preview: Tensor) -> Tensor:
+        return self.decoder.velocity(noisy_video, t, Condition(context, keys_values, preview))
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """One graph to export: module, example inputs by name, the symbol of each axis, output names and their symbols."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    symbols: dict[str, tuple[int | str, ...]]
+    outputs: dict[str, tuple[int | str, ...]]
+
+
+def plan_graphs(model: OneDVA) -> list[GraphPlan]:
+    """The three graphs with example inputs: 2 clips of 9 frames, 48×80 pixels, 32 latents."""
+    config = model.config
+    batch, groups, height, width, count = 2, 3, 3, 5, 32
+    positions = groups * height * width
+    video = (batch, 3, 4 * groups - 3, 16 * height, 16 * width)
+    anchors = torch.stack([torch.randperm(positions)[:count] for _ in range(batch)])
+    common = {
+        "resolution": torch.tensor([[*video[2:], 24.0]]).float().repeat(batch, 1),
+        "is_key": torch.ones(batch, dtype=torch.bool),
+    }
+    grid = ("B", "Tg", "Hg", "Wg")
+    resolution: dict[str, tuple[int | str, ...]] = {"resolution": ("B", 4), "is_key": ("B",)}
+    structural, latents = (
+        torch.randn(batch, groups, height, width, config.structural_channels),
+        torch.randn(batch, count, config.latent_channels),
+    )
+    in_context = config.conditioning == "in_context"
+    keys_values: tuple[int | str, ...] = (
+        ("B", "K+5", config.width + 3) if in_context else ("B", config.diffusion_depth, 2, config.heads, "K", 64)
+    )
+    pixels = ("B", 3, "T", "H", "W")
+    with torch.no_grad():
+        has_latents = torch.ones(batch, dtype=torch.bool)
+        condition = model.decoder.condition(structural, latents, anchors, has_latents, **common)
+    return [
+        GraphPlan(
+            "encoder",
+            EncoderGraph(model),
+            {
+                "frames": torch.randint(0, 256, (batch, video[2], *video[3:], 3), dtype=torch.uint8),
+                **common,
+                "anchors": anchors,
+            },
+            {"frames": ("B", "T", "H", "W", 3), **resolution, "anchors": ("B", "K")},
+            {
+                "structural": (*grid, config.structural_channels),
+                "latents": ("B", "K", config.latent_channels),
+                "predicted_error": ("B", "K"),
+            },
+        ),
+        GraphPlan(
+            "condition",
+            ConditionGraph(model),
+            {"structural": structural, "latents": latents, "anchors": anchors, "has_latents": has_latents, **common},
+            {
+                "structural": (*grid, config.structural_channels),
+                "latents": ("B", "K", config.latent_channels),
+                "anchors": ("B", "K"),
+                "has_latents": ("B",),
+                **resolution,
+            },
+            {"context": (*grid, config.width), "keys_values": keys_values, "preview": pixels},
+        ),
+        GraphPlan(
+            "velocity",
+            VelocityGraph(model),
+            {
+                "noisy_video": torch.randn(video),
+                "t": torch.ones(batch, groups),
+                "context": condition.context,
+                "keys_values": condition.keys_values,
+                "preview": condition.preview,
+            },
+            {
+                "noisy_video": pixels,
+                "t": ("B", "Tg"),
+                "context": (*grid, config.width),
+                "keys_values": keys_values,
+                "preview": pixels,
+            },
+            {"velocity": pixels},
+        ),
+    ]
+
+
+def export_graph(plan: GraphPlan) -> onnx.ModelProto:
+    """One graph as ONNX with its weights inside, float32.
+
+    Axes with the same symbol are one dimension to the exporter; T = 4·Tg − 3, H = 16·Hg and W = 16·Wg are derived, so
+    the graph holds for every frame count and size that the patches allow.
+    """
+    groups, height, width = Dim("Tg", min=2, max=1024), Dim("Hg", min=1, max=1024), Dim("Wg", min=1, max=1024)
+    count = Dim("K", min=1, max=8192)
+    dims: dict[str, Any] = {
+        "B": Dim("B", min=1, max=256), "K": count, "K+5": count + 5, "Tg": groups, "Hg": height, "Wg": width,
+        "T": 4 * groups - 3, "H": 16 * height, "W": 16 * width,
+    }  # fmt: skip
+    shapes = {
+        name: {axis: dims[symbol] for axis, symbol in enumerate(symbols) if isinstance(symbol, str)}
+        for name, symbols in plan.symbols.items()
+    }
+    program = torch.onnx.export(
+        plan.module.eval(),
+        kwargs=plan.inputs,
+        dynamic_shapes=shapes,
+        input_names=list(plan.inputs),
+        output_names=list(plan.outputs),
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        optimize=True,
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto

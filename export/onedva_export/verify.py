@@ -1,0 +1,189 @@
+"""Does a folder of graphs compute what the PyTorch model computes? Whole encodes and decodes, many shapes, one answer.
+
+A bundle that fails here is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from onedva.flow import schedule
+from onedva.model import HybridLatents, OneDVA, to_video
+from onedva_runtime import placement
+from onedva_runtime.noise import gaussian
+
+ONE_STEP_DB = 60.0
+FOUR_STEP_DB = 50.0
+
+
+class ParityError(ValueError):
+    """The graphs and the model disagree; the message says where and by how much."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape to compare at: frames, height and width in pixels, 1D latents (0 = none sent), clips per batch."""
+
+    frames: int
+    height: int
+    width: int
+    tokens: int
+    batch: int = 1
+    is_key: bool = True
+
+    def __str__(self) -> str:
+        kind = "key" if self.is_key else "continuation"
+        return f"{self.batch}×{self.frames}×{self.height}×{self.width}, {self.tokens} latents, {kind} clip"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What one case came to. PSNR in dB of the decoded float video against PyTorch's, peak 2 (the range [-1, 1])."""
+
+    case: Case
+    optimised: bool
+    latents_error: float
+    structural_error: float
+    one_step_db: float
+    four_step_db: float
+
+
+def default_cases(*, max_tokens: int, frames: int, resolutions: Sequence[tuple[int, int]]) -> list[Case]:
+    """Shortest, odd and longest length; every resolution; short and full clips; a batch; a continuation clip."""
+    cases = [
+        Case(5, 64, 96, 0),
+        Case(5, 64, 96, 1),
+        Case(9, 96, 64, 37),
+        Case(5, 64, 64, 16, batch=3),
+        Case(9, 64, 64, 16, is_key=False),
+    ]
+    for height, width in resolutions:
+        grid = placement.grid_of(frames, -(-height // 16) * 16, -(-width // 16) * 16)
+        longest = placement.longest(grid, max_tokens=max_tokens)
+        cases += [Case(frames, 16 * grid[1], 16 * grid[2], count) for count in sorted({1, min(77, longest), longest})]
+    return cases
+
+
+def verify(model: OneDVA, folder: Path, cases: Sequence[Case]) -> list[Parity]:
+    """Compare every case with optimisations on, the small ones also with them off.
+
+    Raises ParityError at the first case under 60 dB (1 step) or 50 dB (4 steps), naming it.
+    """
+    report = []
+    for optimised in (True, False):
+        sessions = open_sessions(folder, optimised=optimised)
+        for case in cases if optimised else cases[:5]:
+            parity = compare(model, sessions, case, optimised=optimised)
+            report.append(parity)
+            if not (parity.one_step_db >= ONE_STEP_DB and parity.four_step_db >= FOUR_STEP_DB):
+                raise ParityError(
+                    f"parity broke at {case} (optimisations {'on' if optimised else 'off'}): 1 step "
+                    f"{parity.one_step_db:.1f} dB (≥ {ONE_STEP_DB:.0f}), 4 steps {parity.four_step_db:.1f} dB "
+                    f"(≥ {FOUR_STEP_DB:.0f}), latents off by {parity.latents_error:.2g}, structural by "
+                    f"{parity.structural_error:.2g}"
+                )
+    return report
+
+
+def open_sessions(folder: Path, *, optimised: bool) -> dict[str, Any]:
+    """ONNX Runtime CPU sessions of the three graphs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return {
+        name: onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+        for name in ("encoder", "condition", "velocity")
+    }
+
+
+@torch.inference_mode()
+def compare(model: OneDVA, sessions: dict[str, Any], case: Case, *, optimised: bool) -> Parity:
+    """Run one case through both, each on its own latents, from the same pixels and noise."""
+    frames = test_frames(case)
+    grid = placement.grid_of(case.frames, case.height, case.width)
+    count = max(case.tokens, 1)
+    details = [placement.detail_map(clip) for clip in frames]
+    anchors = np.stack([placement.place(detail, count, is_key=case.is_key) for detail in details])
+    noise = np.stack(
+        [gaussian(0, first_frame=0, frames=case.frames, height=case.height, width=case.width)] * case.batch
+    )
+    resolution = np.array([[case.frames, case.height, case.width, 24.0]] * case.batch, np.float32)
+    is_key = np.full(case.batch, case.is_key)
+    times = np.ones((case.batch, grid[0]), np.float32)
+    if not case.is_key:
+        times[:, 0] = 0.0
+        noise[:, :, :1] = frames[:, :1].transpose(0, 4, 1, 2, 3) / np.float32(127.5) - 1
+
+    structural, latents, _ = sessions["encoder"].run(
+        ["structural", "latents", "predicted_error"],
+        {"frames": frames, "resolution": resolution, "is_key": is_key, "anchors": anchors},
+    )
+    names = ["context", "keys_values", "preview"]
+    feeds = {
+        "structural": structural,
+        "latents": latents if case.tokens else np.zeros_like(latents),
+        "anchors": anchors,
+        "has_latents": np.full(case.batch, case.tokens > 0),
+        "resolution": resolution,
+        "is_key": is_key,
+    }
+    condition = dict(zip(names, sessions["condition"].run(names, feeds), strict=True))
+
+    video = to_video(torch.from_numpy(frames))
+    key = torch.from_numpy(is_key)
+    z = model.encode(video, anchors=torch.from_numpy(anchors), is_key=key).latent_dist.mode()
+    thin: HybridLatents = z if case.tokens else z.thin(0)
+    scores = {}
+    for steps in (1, 4):
+        given = video[:, :, 0]
+        reference = model.decode(
+            thin, num_steps=steps, noise=torch.from_numpy(noise), context_frame=given
+        ).sample.numpy()
+        got, schedule_times = noise.copy(), schedule(steps)
+        wanted = {value.name for value in sessions["velocity"].get_inputs()}
+        shared = {name: value for name, value in condition.items() if name in wanted}
+        for now, after in pairwise(schedule_times):
+            feeds = {"noisy_video": got, "t": times * np.float32(now), **shared}
+            got = got + np.float32(after - now) * sessions["velocity"].run(["velocity"], feeds)[0]
+        scores[steps] = 10 * np.log10(4.0 / max(float(np.square(got - reference).mean()), 1e-12))
+    return Parity(
+        case,
+        optimised,
+        float(np.abs(latents - z.latents.numpy()).max()),
+        float(np.abs(structural - z.structural.numpy()).max()),
+        float(scores[1]),
+        float(scores[4]),
+    )
+
+
+def test_frames(case: Case) -> np.ndarray:
+    """Made-up clips with texture and motion: (B, T, H, W, 3) uint8."""
+    from onedva_runtime.clips import make_clip
+
+    return np.stack([make_clip(case.frames, case.height, case.width, seed=seed) for seed in range(case.batch)])
+
+
+def as_json(report: Sequence[Parity]) -> dict[str, Any]:
+    """The parity report as the manifest keeps it."""
+    return {
+        "reference": f"PyTorch {torch.__version__} float32",
+        "bars_db": {"one_step": ONE_STEP_DB, "four_step": FOUR_STEP_DB},
+        "worst_db": {
+            "one_step": round(min(parity.one_step_db for parity in report), 1),
+            "four_step": round(min(parity.four_step_db for parity in report), 1),
+        },
+        "cases": [
+            {key: round(value, 7) if isinstance(value, float) else value for key, value in asdict(parity).items()}
+            for parity in report
+        ],
+    }

@@ -1,0 +1,26 @@
+"""onedva: an adaptive 1D video diffusion autoencoder.
+
+`VideoCodec` runs it without PyTorch, `OneDVA` is the PyTorch model; both are imported when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onedva.config import OneDVAConfig
+    from onedva.model import OneDVA
+    from onedva_runtime import VideoCodec
+
+__all__ = ["OneDVA", "OneDVAConfig", "VideoCodec"]
+
+_HOMES = {"VideoCodec": "onedva_runtime", "OneDVA": "onedva.model", "OneDVAConfig": "onedva.config"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when it is first used, so that `import onedva` stays light and needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onedva' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,248 @@
+"""`onedva …`: one thin function per verb. Each imports its part when it is called, so `onedva --help` loads neither
+NumPy nor a backend.
+
+Results go to stdout, logs and progress to stderr. What a user can get wrong ends in one line on stderr and exit 2,
+Ctrl-C in exit 130 with nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onedva.commands.console import Terminal
+from onedva.commands.failures import Verbs
+from onedva.commands.model_verbs import evaluate, export, train
+from onedva.commands.options import (
+    Backend,
+    Batch,
+    Device,
+    Force,
+    Json,
+    Lengths,
+    Model,
+    Quiet,
+    Seed,
+    Source,
+    Steps,
+    Threads,
+    Tokens,
+)
+
+__all__ = ["app", "main"]
+
+
+# No rich markup: help is the same text in a terminal and a pipe, and rich stays unloaded until a verb prints.
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The console script `onedva`."""
+    app(prog_name="onedva")
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        from onedva.commands.provenance import installed
+
+        print(f"onedva {installed('onedva') or '(a source tree that is not installed)'}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """One-DVA: videos as an adaptive number of latents, and back by few-step diffusion."""
+
+
+@app.command()
+def encode(
+    source: Source,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .odva file to write.", show_default=False)],
+    model: Model = "tiny",
+    tokens: Tokens = "auto",
+    batch: Batch = 1,
+    backend: Backend = "auto",
+    device: Device = "cpu",
+    threads: Threads = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Encode a video into latents."""
+    from onedva.commands.coding import CodecChoice, encode_file
+
+    terminal = Terminal(quiet=quiet, as_json=json)
+    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    encode_file(source, target, choice=choice, tokens=tokens, batch=batch, force=force, terminal=terminal)
+
+
+@app.command()
+def decode(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An .odva file.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv, …", show_default=False)
+    ],
+    model: Model = "tiny",
+    steps: Steps = 1,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    device: Device = "cpu",
+    threads: Threads = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Decode latents to a video.
+
+    It has the source's size, frame count, rate and time stamps.
+    """
+    from onedva.commands.coding import CodecChoice, decode_file
+
+    terminal = Terminal(quiet=quiet, as_json=json)
+    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    decode_file(source, target, choice=choice, steps=steps, seed=seed, force=force, terminal=terminal)
+
+
+@app.command()
+def reconstruct(
+    source: Source,
+    target: Annotated[Path | None, typer.Argument(metavar="OUT", help="A video to write.", show_default=False)] = None,
+    model: Model = "tiny",
+    tokens: Tokens = "auto",
+    steps: Steps = 1,
+    seed: Seed = 0,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="A PNG to write: source | reconstruction | error.")
+    ] = None,
+    backend: Backend = "auto",
+    device: Device = "cpu",
+    threads: Threads = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Encode and decode, and measure.
+
+    PSNR and SSIM are taken in memory, before any video encoding.
+    """
+    from onedva.commands.coding import CodecChoice
+    from onedva.commands.reconstruct import reconstruct_file
+
+    terminal = Terminal(quiet=quiet, as_json=json)
+    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    reconstruct_file(
+        source,
+        target,
+        choice=choice,
+        tokens=tokens,
+        steps=steps,
+        seed=seed,
+        picture=picture,
+        force=force,
+        terminal=terminal,
+    )
+
+
+@app.command()
+def info(
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="PATH", help="An .odva file, a video or a bundle folder.", show_default=False),
+    ] = None,
+    model: Model = "tiny",
+    backend: Backend = "auto",
+    json: Json = False,
+) -> None:
+    """Show what is installed, or what is in a file.
+
+    Versions, backends found (and why not), the bundle, its self-test and its parity report.
+    """
+    from onedva.commands.coding import CodecChoice
+    from onedva.commands.info import show_install, show_path
+
+    terminal = Terminal(quiet=True, as_json=json)
+    if path is None:
+        show_install(choice=CodecChoice(model=model, backend=backend), terminal=terminal)
+    else:
+        show_path(path, terminal=terminal)
+
+
+@app.command()
+def bench(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="IN", help="A video; its first clip is coded.", show_default="a made-up clip"),
+    ] = None,
+    model: Model = "tiny",
+    lengths: Lengths = "0,16,64,256,full,auto",
+    steps: Annotated[str, typer.Option("--steps", help="Step counts, by comma.")] = "0,1,2,4",
+    size: Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT of the clip.")] = "256x256",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs per cell.")] = 50,
+    time_box: Annotated[
+        float, typer.Option("--time-box", min=0, help="Seconds after which a cell stops short of its runs.")
+    ] = 5,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    device: Device = "cpu",
+    threads: Threads = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder for bench.json, bench.md, bench.png.")
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Measure latency and PSNR over latent length and steps."""
+    from onedva.commands.bench import Plan, bench_codec
+    from onedva.commands.coding import CodecChoice
+    from onedva.commands.sweep import Timing
+
+    terminal = Terminal(quiet=quiet, as_json=json)
+    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    timing = Timing(runs=runs, time_box=time_box)
+    plan = Plan.parse(lengths=lengths, steps=steps, size=size, timing=timing, seed=seed)
+    bench_codec(source, plan=plan, choice=choice, output=output, force=force, terminal=terminal)
+
+
+@app.command()
+def demo(
+    video: Annotated[str, typer.Option("--video", help="A video to show.", show_default="a made-up clip")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")] = Path("demo"),
+    model: Model = "tiny",
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    device: Device = "cpu",
+    threads: Threads = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Show the codec on a short video.
+
+    Leaves source and reconstruction as mp4, a side-by-side picture, a plot and a table in a folder.
+    """
+    from onedva.commands.coding import CodecChoice
+    from onedva.commands.demo import run_demo
+
+    terminal = Terminal(quiet=quiet, as_json=json)
+    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    run_demo(Path(video) if video else None, output, choice=choice, seed=seed, force=force, terminal=terminal)
+
+
+app.command()(train)
+app.command()(export)
+app.command("eval")(evaluate)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""How a verb fails: what a user can get wrong ends in one line on stderr and exit 2, never a traceback.
+ONEDVA_DEBUG=1 shows it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from typer.core import TyperGroup
+
+from onedva_runtime.errors import OneDVAError
+
+__all__ = ["Verbs", "error_line", "needs_extra"]
+
+
+class Verbs(TyperGroup):
+    """The verbs of the command line, with the errors that a user can meet turned into one line and exit 2."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `onedva … | head`: the reader has what it wanted
+            raise
+        except (OneDVAError, ValueError, OSError) as error:
+            if os.environ.get("ONEDVA_DEBUG") == "1":
+                raise
+            print(f"onedva: {error_line(error)}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+def error_line(error: Exception) -> str:
+    """One line for an error: what the system said and about which file, or the error's own words."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn an import that lacks an optional dependency into an OneDVAError naming the `pip install` that brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0].startswith("onedva"):
+            raise  # a part of ours that is not there is a bug, not a missing extra
+        raise OneDVAError(f"this verb needs {error.name}: pip install 'onedva[{extra}]'") from None

@@ -1,0 +1,161 @@
+"""The three graphs on ONNX Runtime's CPU provider. What `condition` makes for `velocity` stays an OrtValue: it is
+large, and a copy per step through NumPy would cost more than the update."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from onedva_runtime.backends import Condition, Float32
+from onedva_runtime.errors import BackendError, BundleError
+
+if TYPE_CHECKING:
+    from onedva_runtime.bundle import Bundle
+
+__all__ = ["OnnxRuntimeBackend"]
+
+PROVIDER = "CPUExecutionProvider"
+
+
+def usable_cores() -> int:
+    """CPU cores this process may run on; containers often allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class OrtCondition:
+    """OrtValues by output name of the condition graph."""
+
+    values: dict[str, Any]
+
+    def preview(self) -> Float32:
+        """The preview (B, 3, T, H, W); KeyError where the model has none."""
+        return self.values["preview"].numpy()
+
+
+class OnnxRuntimeBackend:
+    """See `Backend`. Calls from many threads take turns where there are more of them than cores."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        """Open the graphs of `bundle` with `threads` CPU threads each (None: every core this process may use).
+
+        Raises BundleError where ONNX Runtime refuses a graph, BackendError where it drops the provider asked for.
+        """
+        self.threads = threads or usable_cores()
+        # More runs at once than there are cores for would only take the arena of another run each.
+        self._slots = threading.BoundedSemaphore(max(1, usable_cores() // self.threads))
+        self._encoder, _ = self._open(bundle, "encoder")
+        self._condition, self._condition_outputs = self._open(bundle, "condition")
+        self._velocity, _ = self._open(bundle, "velocity")
+        inputs = [value.name for value in self._velocity.get_inputs()]
+        self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
+        missing = set(self._shared) - set(self._condition_outputs)
+        if missing:
+            raise BundleError(
+                f"the velocity graph wants {', '.join(sorted(missing))}, which the condition graph does not give"
+            )
+
+    def _open(self, bundle: Bundle, graph: str) -> tuple[Any, list[str]]:
+        """A session and its output names."""
+        import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
+
+        ort = cast(Any, onnxruntime)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = (
+            4  # fatal only: what it refuses it also raises, and nothing else is for a user's terminal
+        )
+        # Idle threads that spin take the cores from the caller's other work, such as the video decoder, and from other
+        # calls.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # The arena is worth a quarter of a step's time: without it every large tensor is mapped and faulted in anew.
+        # Memory patterns on top keep a block per shape for good, and shapes vary from call to call.
+        options.enable_cpu_mem_arena = True
+        options.enable_mem_pattern = False
+        path = bundle.graph_path(graph)
+        try:
+            session = ort.InferenceSession(str(path), sess_options=options, providers=[PROVIDER])
+        except Exception as error:  # its exceptions share no base but Exception
+            raise BundleError(f"ONNX Runtime refuses {path.name}: {_first_line(error)}") from error
+        if session.get_providers() != [PROVIDER]:
+            raise BackendError(f"ONNX Runtime opened {path.name} on {session.get_providers()}, asked for {PROVIDER}")
+        spec = bundle.manifest.graphs[graph]
+        for kind, said, found in (
+            ("inputs", spec.inputs, session.get_inputs()),
+            ("outputs", spec.outputs, session.get_outputs()),
+        ):
+            got, wanted = {value.name for value in found}, {value.name for value in said}
+            if got != wanted:
+                raise BundleError(f"{path.name} has the {kind} {sorted(got)}, the manifest says {sorted(wanted)}")
+        return session, [value.name for value in session.get_outputs()]
+
+    def encode(
+        self,
+        frames: npt.NDArray[np.uint8],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        anchors: npt.NDArray[np.int64],
+    ) -> tuple[Float32, Float32, Float32]:
+        feeds = {"frames": frames, "resolution": resolution, "is_key": is_key, "anchors": anchors}
+        with self._slots, _errors("encoder"):
+            structural, latents, error = self._encoder.run(["structural", "latents", "predicted_error"], feeds)
+        return structural, latents, error
+
+    def condition(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+    ) -> Condition:
+        feeds = {
+            "structural": _ort_value(structural),
+            "latents": _ort_value(latents),
+            "anchors": _ort_value(anchors),
+            "has_latents": _ort_value(has_latents),
+            "resolution": _ort_value(resolution),
+            "is_key": _ort_value(is_key),
+        }
+        with self._slots, _errors("condition"):
+            outputs = self._condition.run_with_ort_values(self._condition_outputs, feeds)
+        return OrtCondition(dict(zip(self._condition_outputs, outputs, strict=True)))
+
+    def velocity(self, noisy_video: Float32, t: Float32, condition: Condition) -> Float32:
+        values = cast(OrtCondition, condition).values
+        feeds = {name: values[name] for name in self._shared}
+        feeds |= {"noisy_video": _ort_value(noisy_video), "t": _ort_value(t)}
+        with self._slots, _errors("velocity"):
+            return self._velocity.run_with_ort_values(["velocity"], feeds)[0].numpy()
+
+
+def _ort_value(array: npt.NDArray[Any]) -> Any:
+    """The array as an OrtValue over the same memory."""
+    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
+
+    return cast(Any, onnxruntime).OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+@contextmanager
+def _errors(graph: str) -> Generator[None]:
+    """What ONNX Runtime raises while it runs a graph, no memory above all, as one clear line."""
+    try:
+        yield
+    except Exception as error:  # its exceptions share no base but Exception
+        raise BackendError(f"ONNX Runtime failed in the {graph} graph: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,23 @@
+"""Limits: how much a reader is willing to take in. They belong to whoever reads, never to the file being read."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds on untrusted input; anything above raises a typed error, before memory is taken where possible."""
+
+    max_pixels: int = 8192 * 4320
+    """Width x height of one frame, in pixels."""
+    max_frames: int = 1_000_000
+    """Frames in one video."""
+    max_latents: int = 1 << 16
+    """1D latents in one packet."""
+    max_bytes: int = 4 << 30
+    """Size of one input file, and of the frames that `read_video` may hold at once, in bytes."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_pixels", "max_frames", "max_latents", "max_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Limits.{name} must be an integer of at least 1, got {value!r}")

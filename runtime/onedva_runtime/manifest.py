@@ -1,0 +1,299 @@
+"""`Manifest`: what a bundle's manifest.json says, as typed, checked, read-only data. Parsing refuses by name what this
+version does not know: a schema, a sampler, a prediction kind, a noise algorithm. Keys that it does not use are kept in
+`raw` only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from onedva_runtime.errors import BundleError
+
+__all__ = ["GoldenCase", "GraphSpec", "Manifest", "TensorSpec", "parse_manifest"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    fingerprint: str
+    """sha256 of model.safetensors, hex: the identity that packets carry."""
+    preset: str
+    """Name of the model's configuration."""
+    parameters: int
+    """Number of parameters."""
+    prediction: Literal["video", "velocity"]
+    """What the network predicts; the velocity graph returns velocity for both."""
+    conditioning: Literal["stem", "in_context"]
+    """How the latents reach the diffusion blocks."""
+    preview: bool
+    """Whether `condition` gives a preview, that is whether num_steps=0 is allowed."""
+    anchors: Literal["content", "fixed"]
+    """Where the 1D latents sit: placed by the detail map, or in a fixed sequence."""
+    structural_channels: int
+    """Zs."""
+    latent_channels: int
+    """Z."""
+    patch: tuple[int, ...]
+    """(frames, height, width) of one grid position."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    layout: Literal["THWC"]
+    """Axes of a clip."""
+    dtype: Literal["uint8"]
+    """Element type of a clip."""
+    range: tuple[int, ...]
+    """Lowest and highest value."""
+    colour: Literal["RGB"]
+    """Meaning of the channels."""
+    multiple: int
+    """Height and width are padded to multiples of this."""
+    padding: Literal["edge"]
+    """How they are padded."""
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    frames: int
+    """Longest clip."""
+    frame_rule: Literal["1+4n"]
+    """Clip lengths that the graphs accept."""
+    max_video_positions: int
+    """Largest Tg·Hg·Wg: it bounds the memory of attention."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    max_tokens: int
+    """Longest latent sequence exported."""
+    trained_tokens: int
+    """Longest latent sequence seen in training."""
+    length_multiple: int
+    """Lengths are multiples of this."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    kind: Literal["detail"]
+    """How tokens="auto" is decided."""
+    density: float
+    """Calibration of the policy on training data."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    kind: Literal["linear"]
+    """Spacing of the timesteps from 1 to 0."""
+    min_t: float
+    """No time in (0, min_t) is evaluated."""
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    kind: Literal["euler"]
+    """The integrator."""
+    schedule: Schedule
+    """Its timesteps."""
+    default_steps: int
+    """num_steps where the user gives none."""
+    max_steps: int
+    """Largest num_steps."""
+
+
+@dataclass(frozen=True)
+class NoiseSpec:
+    algorithm: Literal["philox4x32-10/table65536"]
+    """How the starting noise is drawn."""
+    version: Literal[1]
+    """Version of that algorithm."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    name: str
+    """Name in the graph."""
+    dtype: str
+    """ONNX element type in NumPy's words: uint8, int64, float32, bool."""
+    shape: tuple[int | str, ...]
+    """Sizes, or symbols such as "B"."""
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    file: str
+    """File name in the bundle."""
+    opset: int
+    """Version of the standard operator set."""
+    ir_version: int
+    """ONNX IR version."""
+    inputs: tuple[TensorSpec, ...]
+    """Looked up by name."""
+    outputs: tuple[TensorSpec, ...]
+    """Looked up by name."""
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Its hash, hex."""
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    name: str
+    """How reports call the case."""
+    tensors: dict[str, str]
+    """Role (frames, anchors, structural, latents, predicted_error, decoded) → tensor name in the golden file, no batch
+    axis."""
+    fps: float = 24.0
+    """Frames per second of the clip."""
+    num_steps: int = 1
+    """Steps of the decode."""
+    seed: int = 0
+    """Seed of the decode."""
+
+
+@dataclass(frozen=True)
+class GoldenSpec:
+    file: str
+    """File name in the bundle."""
+    cases: tuple[GoldenCase, ...]
+    """Smallest first."""
+    min_psnr_db: float
+    """A decode agrees when it is at least this close to the golden one."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json of a bundle; `raw` is the whole of it as read."""
+
+    name: str
+    """Versioned name, such as tiny-v1."""
+    model: ModelSpec
+    preprocessing: Preprocessing
+    clip: ClipSpec
+    lengths: Lengths
+    policy: Policy
+    sampler: SamplerSpec
+    noise: NoiseSpec
+    graphs: dict[str, GraphSpec]
+    files: dict[str, FileSpec]
+    """Every file of the bundle but manifest.json."""
+    golden: GoldenSpec
+    tools: dict[str, str]
+    """Versions of what made the bundle."""
+    tolerances: dict[str, float]
+    """Largest absolute difference from the golden tensors, by role."""
+    parity: dict[str, object]
+    """Report of the export's own check against PyTorch."""
+    raw: dict[str, object] = field(default_factory=dict[str, object])
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest latent sequence to use: no more than was exported, and than was trained."""
+        return min(self.lengths.max_tokens, self.lengths.trained_tokens)
+
+
+def parse_manifest(text: str | bytes | Mapping[str, object]) -> Manifest:
+    """Parse manifest.json, given as text or as the object it holds.
+
+    Raises BundleError naming the first key that is missing, of the wrong type, or has a value that this version does
+    not know.
+    """
+    try:
+        value: object = dict(text) if isinstance(text, Mapping) else json.loads(text)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise BundleError(f"manifest.json is not readable JSON: {error}") from None
+    except RecursionError:
+        raise BundleError("manifest.json is not readable JSON: nested too deep") from None
+    raw = _mapping(value, "manifest.json")
+    if raw.get("schema") != "onedva-bundle":
+        raise BundleError(f"manifest.json has the schema {raw.get('schema')!r}, not 'onedva-bundle'")
+    version = raw.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise BundleError(
+            f"manifest.json has schema version {version!r}; this onedva reads {SCHEMA_VERSION}: upgrade or export again"
+        )
+    manifest = cast(Manifest, _parse(Manifest, {**raw, "raw": raw}, "manifest"))
+    _check_values(manifest)
+    return manifest
+
+
+def _check_values(manifest: Manifest) -> None:
+    """Raise BundleError for numbers that are typed right and make no sense."""
+    lengths, clip, sampler = manifest.lengths, manifest.clip, manifest.sampler
+    rules = {
+        "model.patch must be [4, 16, 16]": manifest.model.patch == (4, 16, 16),
+        "model.structural_channels and latent_channels must be positive": min(
+            manifest.model.structural_channels, manifest.model.latent_channels
+        )
+        > 0,
+        "preprocessing must be range [0, 255] and multiple 16": manifest.preprocessing.range == (0, 255)
+        and manifest.preprocessing.multiple == 16,
+        "clip.frames must be 1 + 4n": clip.frames > 0 and clip.frames % 4 == 1,
+        "clip.max_video_positions must be positive": clip.max_video_positions > 0,
+        "lengths must be at least length_multiple, which must be positive": min(
+            lengths.max_tokens, lengths.trained_tokens
+        )
+        >= lengths.length_multiple
+        > 0,
+        "policy.density must be finite and not negative": 0 <= manifest.policy.density < float("inf"),
+        "sampler.schedule.min_t must be in [0, 1]": 0 <= sampler.schedule.min_t <= 1,
+        "sampler steps must be 0 <= default_steps <= max_steps <= 50": 0
+        <= sampler.default_steps
+        <= sampler.max_steps
+        <= 50,
+        "graphs must be encoder, condition and velocity": manifest.graphs.keys()
+        == {"encoder", "condition", "velocity"},
+        "golden.cases must not be empty": len(manifest.golden.cases) > 0,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise BundleError(f"manifest.json: {rule}")
+
+
+def _mapping(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise BundleError(f"{where} must be an object, got {type(value).__name__}")
+    return {str(key): item for key, item in cast(Mapping[object, object], value).items()}
+
+
+def _parse(kind: Any, value: object, where: str) -> object:
+    """`value` as `kind`: a dataclass, a Literal, tuple[X, ...], dict[str, X], a union of plain types, or a plain
+    type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is object:
+        return value
+    if is_dataclass(kind):
+        mapping, hints, found = _mapping(value, where), get_type_hints(kind), dict[str, object]()
+        for entry in fields(kind):
+            if entry.name in mapping:
+                found[entry.name] = _parse(hints[entry.name], mapping[entry.name], f"{where}.{entry.name}")
+            elif entry.default is MISSING and entry.default_factory is MISSING:
+                raise BundleError(f"{where} lacks {entry.name!r}")
+        return cast(type[Any], kind)(**found)
+    if origin is dict:
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in _mapping(value, where).items()}
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise BundleError(f"{where} must be a list, got {type(value).__name__}")
+        items = cast(list[object], value)
+        return tuple(_parse(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
+    if origin is Literal:
+        if not any(type(value) is type(known) and value == known for known in arguments):
+            raise BundleError(
+                f"{where} is {value!r}; this version knows {', '.join(repr(known) for known in arguments)}"
+            )
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    kinds: tuple[Any, ...] = arguments or (kind,)
+    if type(value) not in kinds:
+        raise BundleError(f"{where} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
+    return value

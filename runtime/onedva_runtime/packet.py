@@ -1,0 +1,138 @@
+"""`Packet`: the latents of one clip and what is needed to place the decoded frames in their video. A packet is
+independent of every other, may be cut to any prefix of its 1D latents (`thin`), and is all a decoder needs beside the
+bundle that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from onedva_runtime import placement
+from onedva_runtime.errors import PacketError
+from onedva_runtime.placement import PATCH_FRAMES, PATCH_SIZE
+
+__all__ = ["Packet", "padded_frames", "padded_grid", "padded_size"]
+
+FRAME_NUMBERS = 2**32  # how many frames of one video the noise can tell apart
+
+
+def padded_frames(frames: int) -> int:
+    """The smallest T = 1 + 4n that holds `frames` (≥ 1) frames."""
+    return 1 + PATCH_FRAMES * -(-(frames - 1) // PATCH_FRAMES)
+
+
+def padded_size(pixels: int) -> int:
+    """The smallest multiple of 16 that holds `pixels` (≥ 1) pixels of one side."""
+    return PATCH_SIZE * -(-pixels // PATCH_SIZE)
+
+
+def padded_grid(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Latent grid (Tg, Hg, Wg) of a clip of any length and size, each ≥ 1."""
+    return placement.grid_of(padded_frames(frames), padded_size(height), padded_size(width))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Packet:
+    """The latents of one clip."""
+
+    structural: npt.NDArray[np.float32]
+    """Grid-aligned latent (Tg, Hg, Wg, Zs), Tg = 1 + (T−1)/4, Hg = ⌈height/16⌉, Wg = ⌈width/16⌉."""
+    latents: npt.NDArray[np.float32]
+    """1D latent sequence (K, Z); K = 0 is allowed."""
+    anchors: npt.NDArray[np.int64]
+    """Grid index (t·Hg + y)·Wg + x of each latent (K,), unique."""
+    is_key: bool = True
+    """A key clip sends everything; a reader may start here."""
+    frames: int
+    """Real frames in the clip, before padding in time, ≥ 1."""
+    height: int
+    """Source height in pixels, before padding."""
+    width: int
+    """Source width in pixels, before padding."""
+    fps: float = 24.0
+    """Frames per second the clip was encoded for, > 0."""
+    first_frame: int = 0
+    """Number of the clip's first frame in its video, ≥ 0: it keys the noise."""
+    timestamps: npt.NDArray[np.int64] | None = None
+    """Presentation time of each real frame (frames,), in ticks of `time_base`."""
+    time_base: Fraction | None = None
+    """Seconds per tick of `timestamps`."""
+    predicted_error: npt.NDArray[np.float32] | None = None
+    """Predicted natural log of the MSE on the [-1, 1] scale after each prefix (K,): entry i is for i + 1 latents."""
+    model: str = ""
+    """Fingerprint of the bundle that made the packet: sha256 of its model.safetensors, hex."""
+
+    @property
+    def tokens(self) -> int:
+        """How many 1D latents the packet holds."""
+        return int(self.latents.shape[0])
+
+    @property
+    def padded_frames(self) -> int:
+        """T = 1 + 4n: the frames the graphs see."""
+        return padded_frames(self.frames)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(Tg, Hg, Wg) that `frames`, `height` and `width` ask for."""
+        return padded_grid(self.frames, self.height, self.width)
+
+    def thin(self, tokens: int) -> Packet:
+        """The same clip with at most its first `tokens` (≥ 0) latents: what a smaller budget would have produced.
+
+        Raises ValueError for a negative count.
+        """
+        if tokens < 0:
+            raise ValueError(f"tokens must be at least 0, got {tokens}")
+        error = self.predicted_error
+        return replace(
+            self,
+            latents=self.latents[:tokens],
+            anchors=self.anchors[:tokens],
+            predicted_error=None if error is None else error[:tokens],
+        )
+
+    def validate(self) -> Packet:
+        """Return self, or raise PacketError naming the field that is not as its description says."""
+        if self.frames < 1 or self.height < 1 or self.width < 1:
+            raise PacketError(f"packet of {self.frames} frames of {self.width}x{self.height}: each must be at least 1")
+        if not (np.isfinite(self.fps) and self.fps > 0):
+            raise PacketError(f"packet fps must be positive and finite, got {self.fps}")
+        if not 0 <= self.first_frame <= FRAME_NUMBERS - self.padded_frames:
+            raise PacketError(
+                f"packet first_frame must be from 0 and its last frame below 2**32, got {self.first_frame}"
+            )
+        _check("structural", self.structural, np.float32, (*self.grid, None))
+        _check("latents", self.latents, np.float32, (None, None))
+        _check("anchors", self.anchors, np.int64, (self.tokens,))
+        if self.predicted_error is not None:
+            _check("predicted_error", self.predicted_error, np.float32, (self.tokens,))
+        if self.timestamps is not None:
+            _check("timestamps", self.timestamps, np.int64, (self.frames,))
+            if self.time_base is None or self.time_base <= 0:
+                raise PacketError(f"packet timestamps need a positive time_base, got {self.time_base}")
+        positions = int(np.prod(self.grid))
+        if self.tokens:
+            low, high = int(self.anchors.min()), int(self.anchors.max())
+            if low < 0 or high >= positions:
+                raise PacketError(f"packet anchors must be in [0, {positions}), got {low}..{high}")
+            if np.unique(self.anchors).size != self.tokens:
+                raise PacketError("packet anchors must be unique: at most one latent per grid position")
+        return self
+
+
+def _check(name: str, array: object, dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
+    """Raise PacketError unless `array` is an array of `dtype` and `shape` (None: any length) with finite values."""
+    allowed = f"{np.dtype(dtype)} of shape ({', '.join('any' if n is None else str(n) for n in shape)})"
+    if not isinstance(array, np.ndarray):
+        raise PacketError(f"packet {name} must be {allowed}, got {type(array).__name__}")
+    got = cast(npt.NDArray[np.generic], array)
+    fits = got.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, got.shape, strict=True))
+    if got.dtype != dtype or not fits:
+        raise PacketError(f"packet {name} must be {allowed}, got {got.dtype} of shape {got.shape}")
+    if got.dtype.kind == "f" and not bool(np.isfinite(got).all()):
+        raise PacketError(f"packet {name} has values that are not finite")

@@ -1,0 +1,128 @@
+"""Where the 1D latents of a clip go, and how many: integer arithmetic on pixels, before the encoder runs.
+
+One *detail map* per clip (neighbouring-frame differences, the paper's motion score kept local, plus spatial gradient
+energy) gives each grid position an integer. Anchors are the positions in falling order of detail, in groups of
+`length_multiple` that are sorted by position inside; so every multiple of it is a prefix of the next. All of it is
+integer, so every machine places the same latents. Training, export and runtime share this file.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+PATCH_FRAMES = 4  # one grid position covers 4 frames × 16 × 16 pixels; frame 0 is a group of its own
+PATCH_SIZE = 16
+
+
+def grid_of(frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Latent grid (Tg, Hg, Wg) of a clip of 1 + 4n frames with sides that are multiples of 16 pixels.
+
+    Raises ValueError for any other size.
+    """
+    if frames < 1 or (frames - 1) % PATCH_FRAMES or min(height, width) < 1 or height % PATCH_SIZE or width % PATCH_SIZE:
+        raise ValueError(f"a clip has 1 + 4n frames and sides that are multiples of 16; got {frames}×{height}×{width}")
+    return 1 + (frames - 1) // PATCH_FRAMES, height // PATCH_SIZE, width // PATCH_SIZE
+
+
+def detail_map(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How much each grid position has to say beyond the structural latent.
+
+    frames: (T, H, W, 3) uint8 RGB, T = 1 + 4n, H and W multiples of 16. Returns (Tg, Hg, Wg) int64 ≥ 0: the sum over
+    the position's pixels of squared luma differences to the left, upper and previous-frame neighbour. Equal weights: of
+    0, 1, 2, 4, 8 for motion and ½ to 4 for group 0, one and one recover most energy with placed linear latents.
+    """
+    _, height, width = grid_of(frames.shape[0], frames.shape[1], frames.shape[2])
+    red, green, blue = (frames[..., channel].astype(np.int32) for channel in range(3))
+    luma = (77 * red + 150 * green + 29 * blue) >> 8  # (T, H, W), BT.601 weights in 1/256
+    energy = np.zeros_like(luma)
+    energy[:, 1:] += np.square(luma[:, 1:] - luma[:, :-1])
+    energy[:, :, 1:] += np.square(luma[:, :, 1:] - luma[:, :, :-1])
+    energy[1:] += np.square(luma[1:] - luma[:-1])
+    # int32 holds a 16×16 block: 256 pixels · 3 · 255² < 2³¹; groups of four frames are summed in int64
+    blocks = energy.reshape(-1, height, PATCH_SIZE, width, PATCH_SIZE).sum(axis=(2, 4), dtype=np.int64)
+    groups = blocks[1:].reshape(-1, PATCH_FRAMES, *blocks.shape[1:]).sum(axis=1)
+    return np.concatenate([blocks[:1], groups])
+
+
+def longest(grid: tuple[int, int, int], *, max_tokens: int, is_key: bool = True) -> int:
+    """Most latents a clip can carry: one per coded position (a continuation clip codes no group 0), ≤ max_tokens."""
+    groups, height, width = grid
+    return min(max_tokens, (groups if is_key else groups - 1) * height * width)
+
+
+def round_tokens(tokens: int, limit: int, *, length_multiple: int = 16) -> int:
+    """`tokens` rounded up to `length_multiple` and capped at `limit`; ValueError when negative."""
+    if tokens < 0:
+        raise ValueError(f"tokens must be ≥ 0, got {tokens}")
+    return min(-(-tokens // length_multiple) * length_multiple, limit)
+
+
+def place(
+    detail: NDArray[np.int64], tokens: int, *, is_key: bool = True, length_multiple: int = 16
+) -> NDArray[np.int64]:
+    """Grid indices of the first `tokens` latents, in the canonical order.
+
+    detail: (Tg, Hg, Wg) from `detail_map`. Returns (tokens,) int64, each a flat index into the grid, no two equal.
+    Falling detail, ties by position; inside each group of `length_multiple` sorted by position, which makes
+    `place(d, a)` a prefix of `place(d, b)` for every multiple a ≤ b. Raises ValueError beyond the number of positions.
+    """
+    score = detail.reshape(-1)
+    first = 0 if is_key else detail.shape[1] * detail.shape[2]
+    if not 0 <= tokens <= score.size - first:
+        raise ValueError(f"tokens must be between 0 and the {score.size - first} coded positions, got {tokens}")
+    # Whole groups are chosen before they are cut: the last, short one is sorted among the positions it has.
+    whole = min(-(-tokens // length_multiple) * length_multiple, score.size - first)
+    order = np.argsort(-score[first:], kind="stable")[:whole] + first
+    starts = range(0, whole, length_multiple)
+    ordered = [np.sort(order[start : start + length_multiple]) for start in starts]
+    return np.concatenate(ordered)[:tokens].astype(np.int64) if ordered else np.zeros(0, np.int64)
+
+
+def choose_tokens(
+    detail: NDArray[np.int64], *, density: float, max_tokens: int, is_key: bool = True, length_multiple: int = 16
+) -> int:
+    """The policy behind `tokens="auto"`: a latent for every position whose detail is above a fixed level.
+
+    density: mean squared luma difference per pixel above which a position earns a latent (the manifest's policy;
+    calibrated on training clips). Equal levels everywhere aim at equal pooled error for fewer latents.
+    """
+    level = density * PATCH_FRAMES * PATCH_SIZE * PATCH_SIZE
+    coded = detail if is_key else detail[1:]
+    grid = (detail.shape[0], detail.shape[1], detail.shape[2])
+    limit = longest(grid, max_tokens=max_tokens, is_key=is_key)
+    return round_tokens(int((coded > level).sum()), limit, length_multiple=length_multiple)
+
+
+def fixed_anchors(grid: tuple[int, int, int], tokens: int, *, is_key: bool = True) -> NDArray[np.int64]:
+    """Anchors that need no sending (`anchors="fixed"`): positions in the order a 3D Halton sequence visits them.
+
+    Returns (tokens,) int64 flat grid indices, no two equal. Halton (bases 2, 3, 5) stands in for Sobol: the same even
+    coverage of every prefix without a table of direction numbers.
+    """
+    groups, height, width = grid
+    first = 0 if is_key else 1
+    count = (groups - first) * height * width
+    if not 0 <= tokens <= count:
+        raise ValueError(f"tokens must be between 0 and the {count} coded positions, got {tokens}")
+    seen: dict[int, None] = {}
+    index = 0
+    while len(seen) < tokens and index < 64 * count:
+        t = first + math.floor(_radical_inverse(index, 2) * (groups - first))
+        y = math.floor(_radical_inverse(index, 3) * height)
+        x = math.floor(_radical_inverse(index, 5) * width)
+        seen.setdefault((t * height + y) * width + x)
+        index += 1
+    for position in range(first * height * width, groups * height * width):  # the few a long sequence misses
+        seen.setdefault(position)
+    return np.fromiter(seen, np.int64)[:tokens]
+
+
+def _radical_inverse(index: int, base: int) -> float:
+    numerator, denominator = 0, 1
+    while index:
+        index, digit = divmod(index, base)
+        numerator, denominator = numerator * base + digit, denominator * base
+    return numerator / denominator

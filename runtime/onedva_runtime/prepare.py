@@ -1,0 +1,227 @@
+"""What stands between a caller's arguments and the graphs: checks of frames and options, padding, and how many latents
+to take."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from onedva_runtime import placement
+from onedva_runtime.errors import PacketError
+from onedva_runtime.manifest import Manifest
+from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
+
+if TYPE_CHECKING:
+    from onedva_runtime.limits import Limits
+
+__all__ = [
+    "Decibels",
+    "check_clip",
+    "check_fps",
+    "check_frames",
+    "check_integer",
+    "check_packet",
+    "clip_frames_for",
+    "grouped",
+    "pad_clip",
+    "parse_tokens",
+    "place_latents",
+    "shortest_prefix",
+]
+
+Uint8 = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Decibels:
+    """A target: the shortest prefix whose predicted PSNR is at least this."""
+
+    target: float
+    """PSNR in dB, in (0, 100]."""
+
+
+def check_frames(frames: object) -> Uint8:
+    """`frames` if it is a (T, H, W, 3) uint8 array with T, H, W ≥ 1; TypeError or ValueError saying what was got and
+    wanted."""
+    wanted = "frames must be a NumPy array (T, H, W, 3) of uint8, RGB in 0..255"
+    if not isinstance(frames, np.ndarray):
+        raise TypeError(f"{wanted}; got {type(frames).__module__}.{type(frames).__name__}")
+    array = cast(npt.NDArray[np.generic], frames)
+    shape = array.shape
+    if array.dtype != np.uint8:
+        hint = "; scale to 0..255, round and convert first" if array.dtype.kind == "f" else ""
+        raise TypeError(f"{wanted}; got {array.dtype}{hint}")
+    if array.ndim == 5:
+        raise ValueError(f"{wanted}; got the shape {shape}: for several clips use encode_clips")
+    if array.ndim != 4 or shape[3] != 3:
+        layouts = {1: "T C H W: transpose(0, 2, 3, 1)", 0: "C T H W: transpose(1, 2, 3, 0)"}
+        hint = next(
+            (
+                f"; this looks like {text} first"
+                for axis, text in layouts.items()
+                if array.ndim == 4 and shape[axis] == 3
+            ),
+            "",
+        )
+        raise ValueError(f"{wanted}; got the shape {shape}{hint}")
+    if 0 in shape:
+        raise ValueError(f"{wanted}, at least one frame and one pixel; got the shape {shape}")
+    return cast(Uint8, array)
+
+
+def check_integer(name: str, value: object, low: int, high: int) -> int:
+    """`value` as int if it is an integer in [low, high]; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    number = int(cast(int, value))
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be in {low}..{high}, got {number}")
+    return number
+
+
+def check_fps(fps: object) -> float:
+    """`fps` as float if it is a positive finite number; TypeError or ValueError otherwise."""
+    try:
+        number = float(fps)  # pyright: ignore[reportArgumentType]  # Fraction and NumPy scalars convert too
+    except (TypeError, ValueError):
+        raise TypeError(f"fps must be a number, got {fps!r}") from None
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"fps must be positive and finite, got {number}")
+    return number
+
+
+def parse_tokens(tokens: object) -> int | Decibels | None:
+    """What tokens= asks for: None for "auto", a count ≥ 0, or a target in dB.
+
+    tokens: "auto", an integer, the same as text ("64"), or a PSNR target as text ("35dB"). Raises TypeError or
+    ValueError.
+    """
+    if isinstance(tokens, str):
+        text = tokens.strip()
+        if text.lower() == "auto":
+            return None
+        if re.fullmatch(r"[0-9]{1,9}", text):
+            return int(text)
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*db", text, re.IGNORECASE)
+        if match and 0 < float(match[1]) <= 100:
+            return Decibels(float(match[1]))
+        raise ValueError(
+            f"tokens must be 'auto', a count such as 64, or a target such as '35dB' (0..100); got {tokens!r}"
+        )
+    return check_integer("tokens", tokens, 0, 2**31 - 1)
+
+
+def pad_clip(frames: Uint8) -> Uint8:
+    """Frames (T, H, W, 3) with the last frame, row and column repeated up to T = 1 + 4n and multiples of 16."""
+    count, height, width, _ = frames.shape
+    extra = (padded_frames(count) - count, padded_size(height) - height, padded_size(width) - width)
+    if not any(extra):
+        return frames
+    return np.pad(frames, (*((0, n) for n in extra), (0, 0)), mode="edge")
+
+
+def shortest_prefix(predicted_error: npt.NDArray[np.float32], target: Decibels, multiple: int) -> int:
+    """The smallest multiple of `multiple` (or the whole length) at which the predicted PSNR meets the target; all if
+    none does.
+
+    predicted_error: natural log of the MSE on the [-1, 1] scale after each prefix (K,), so PSNR = 10·log10(4 / MSE).
+    """
+    total = predicted_error.shape[0]
+    allowed = math.log(4) - target.target * math.log(10) / 10
+    for length in [*range(multiple, total, multiple), total]:
+        if predicted_error[length - 1] <= allowed:
+            return length
+    return total
+
+
+def grouped(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:
+    """Yield the indices of `keys` in runs of at most `size` that share one key, groups in the order of their first
+    index."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    for indices in groups.values():
+        yield from (indices[start : start + size] for start in range(0, len(indices), size))
+
+
+def clip_frames_for(height: int, width: int, manifest: Manifest) -> int:
+    """Frames of a full clip of this size: fewer than the bundle's where those would be more positions than it takes.
+
+    Raises ValueError where not even one frame fits.
+    """
+    _, rows, columns = padded_grid(1, height, width)
+    groups = min(padded_grid(manifest.clip.frames, 1, 1)[0], manifest.clip.max_video_positions // (rows * columns))
+    if groups < 1:
+        most = manifest.clip.max_video_positions
+        got = f"one frame of {width}x{height} is {rows * columns} grid positions of 16x16"
+        raise ValueError(f"{got}, {manifest.name} takes {most}: scale the video down")
+    return 4 * groups - 3
+
+
+def check_clip(clip: Uint8, manifest: Manifest) -> None:
+    """Raise TypeError or ValueError unless the clip (T, H, W, 3) is one that the bundle takes."""
+    count, height, width, _ = check_frames(clip).shape
+    most = clip_frames_for(height, width, manifest)
+    if count > most:
+        raise ValueError(f"a clip of {width}x{height} has 1..{most} frames in {manifest.name}, got {count}; use encode")
+
+
+def place_latents(clip: Uint8, budget: int | Decibels | None, limit: int, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """Where the latents of a clip (T, H, W, 3) go: anchors (K,), at most `limit` of them.
+
+    budget: how many, as `parse_tokens` gives it; a target in dB takes as many as it may, to be cut after encoding.
+    """
+    multiple, grid = manifest.lengths.length_multiple, padded_grid(*clip.shape[:3])
+    longest = placement.longest(grid, max_tokens=manifest.max_tokens)
+    if limit < longest:
+        longest = limit // multiple * multiple
+    content = manifest.model.anchors == "content"
+    if isinstance(budget, Decibels):
+        count = longest
+    elif budget is not None:
+        count = placement.round_tokens(budget, longest, length_multiple=multiple)
+    else:
+        count = None
+    if not content and count is not None:
+        return placement.fixed_anchors(grid, count)
+    detail = placement.detail_map(pad_clip(clip))
+    if count is None:
+        density = manifest.policy.density
+        count = placement.choose_tokens(detail, density=density, max_tokens=longest, length_multiple=multiple)
+    if not content:
+        return placement.fixed_anchors(grid, count)
+    return placement.place(detail, count, length_multiple=multiple)
+
+
+def check_packet(packet: Packet, manifest: Manifest, limits: Limits | None) -> None:
+    """Raise PacketError unless the packet is whole, of this model, and within its limits and the reader's."""
+    model = manifest.model
+    most: list[tuple[str, int, int]] = [
+        ("frames", packet.frames, manifest.clip.frames),
+        ("latents", packet.tokens, manifest.max_tokens),
+    ]
+    if limits is not None:
+        most += [
+            ("pixels", packet.width * packet.height, limits.max_pixels),
+            ("latents", packet.tokens, limits.max_latents),
+        ]
+    if packet.validate().model != model.fingerprint:
+        made = packet.model[:12] + "…" if packet.model else "unknown"
+        raise PacketError(
+            f"the packet was made by the model {made}, not by {manifest.name} ({model.fingerprint[:12]}…)"
+        )
+    if not packet.is_key:
+        raise PacketError("the packet is a continuation clip, which this version does not decode")
+    channels = packet.structural.shape[3], packet.latents.shape[1]
+    if channels != (model.structural_channels, model.latent_channels):
+        wanted = (model.structural_channels, model.latent_channels)
+        raise PacketError(f"the packet has (structural, latent) channels {channels}, {manifest.name} has {wanted}")
+    for what, got, allowed in [*most, ("grid positions", math.prod(packet.grid), manifest.clip.max_video_positions)]:
+        if got > allowed:
+            raise PacketError(f"the packet has {got} {what}; allowed: {allowed}")

@@ -1,0 +1,95 @@
+"""Opening untrusted video files. We open the path ourselves, as a regular file, and hand FFmpeg its bytes without a
+name, under a white list of formats that hold their pictures themselves. FFmpeg may open nothing: a playlist, a concat
+list or an external reference that names another file is refused, whatever the extension says, and so are network
+addresses, devices, pipes and folders.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO, NoReturn, cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import ArgumentError, FFmpegError
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from .errors import VideoError
+from .limits import Limits
+
+_CONTAINERS = ("mov", "matroska", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "nut", "ivf")
+_RAW_STREAMS = ("yuv4mpegpipe", "h264", "hevc", "m4v", "mpegvideo", "obu")
+_READS = "mp4, mov, mkv, webm, avi, gif, apng, ts, mpg, ogv, flv, wmv, mxf, nut, ivf, y4m and raw h264, hevc, mpeg, av1"
+
+
+def open_container(file: BinaryIO, path: str, limits: Limits) -> InputContainer:
+    """Open `file` under the white list; raises VideoError, naming `path`, where it is not a video we read."""
+    try:
+        return av.open(
+            _Nameless(file),
+            "r",
+            options={"max_pixels": str(limits.max_pixels)},
+            container_options={"format_whitelist": ",".join(_CONTAINERS + _RAW_STREAMS), "protocol_whitelist": "none"},
+            metadata_errors="replace",
+            buffer_size=1 << 18,  # fewer trips from FFmpeg into Python
+            io_open=_refuse_to_open,
+        )
+    except ArgumentError as error:  # what the white list answers
+        raise VideoError(f"{path}: this format is not read as video (allowed: {_READS})") from error
+    except (FFmpegError, ValueError, OSError) as error:
+        raise VideoError(f"{path}: not a video, or damaged (FFmpeg says: {reason(error)})") from error
+
+
+def video_stream(container: InputContainer, path: str) -> VideoStream:
+    """The video stream a player would choose; cover pictures do not count. Raises VideoError where there is none."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        kinds = sorted({stream.type for stream in container.streams})
+        raise VideoError(f"{path}: no video in it ({', '.join(kinds) or 'nothing at all'})")
+    best = container.streams.best("video")
+    stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
+    if cast("object", stream.codec_context) is None:  # PyAV's types do not say so
+        raise VideoError(f"{path}: its video is in a codec that is not known here")
+    return stream
+
+
+def orientation(frame: VideoFrame) -> tuple[int, bool]:
+    """(clockwise quarter turns, mirrored): flip left to right if mirrored, then turn, to see the picture upright.
+
+    From the display matrix of the frame (ISO/IEC 14496-12, 8.2.2: x' = a x + c y, y' = b x + d y, y down); angles
+    between the quarters are rounded to the nearest.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    a, b, _, c, d, _, _, _, _ = np.frombuffer(bytes(data), np.int32).astype(np.float64)
+    mirrored = bool(a * d - b * c < 0)
+    if mirrored:  # matrix = turn . flip, and flip negates the first column
+        a, b = -a, -b
+    return round(float(np.degrees(np.arctan2(b, a))) / 90) % 4, mirrored
+
+
+def reason(error: BaseException) -> str:
+    """FFmpeg's own words for what went wrong, on one line."""
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]
+
+
+class _Nameless:
+    """A file without the name that FFmpeg would take a format or a pattern from."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to `offset`; -1, FFmpeg's sign for an error, where a damaged file sends us to a place that cannot be."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
+
+
+def _refuse_to_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    raise VideoError(f"the video refers to another file or address, which is not followed: {url!r}")

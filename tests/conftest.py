@@ -1,0 +1,102 @@
+"""What every test can use: real clips where they are, and markers that skip with a reason or fail where they must run.
+
+`ONEDVA_REQUIRE=gpu,tensorrt,slow` names the markers whose tests may not be skipped (`make test` requires slow).
+"""
+
+import csv
+import importlib.util
+import os
+import sys
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _without_gpu() -> str | None:
+    import onnxruntime
+
+    return None if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "onnxruntime finds no CUDA GPU"
+
+
+def _without_tensorrt() -> str | None:
+    return None if importlib.util.find_spec("tensorrt") else "tensorrt is not installed"
+
+
+def _unasked() -> str | None:
+    return None if "slow" in _required() else "slow: runs with ONEDVA_REQUIRE=slow, as in `make test`"
+
+
+def _required() -> set[str]:
+    return {name.strip() for name in os.environ.get("ONEDVA_REQUIRE", "").split(",")} - {""}
+
+
+# marker → function that says what is missing, or None
+NEEDS = {"gpu": _without_gpu, "tensorrt": _without_tensorrt, "slow": _unasked}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = _required() - set(NEEDS)
+    if unknown:
+        raise pytest.UsageError(f"ONEDVA_REQUIRE knows {', '.join(NEEDS)}; got {', '.join(sorted(unknown))}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name, missing in NEEDS.items():
+        if item.get_closest_marker(name) and (reason := missing()):
+            if name in _required():
+                pytest.fail(f"required by ONEDVA_REQUIRE, but {reason}", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def clips_folder() -> Path | None:
+    """The folder of real clips with its MANIFEST.csv: $ONEDVA_CLIPS, or the sibling `shared/data/clips`; else None."""
+    folder = Path(os.environ.get("ONEDVA_CLIPS") or REPOSITORY.parent / "shared" / "data" / "clips")
+    return folder if (folder / "MANIFEST.csv").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def dev_clips(clips_folder: Path | None, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The videos of the dev split; one made-up clip on a machine without them."""
+    if clips_folder is not None:
+        with open(clips_folder / "MANIFEST.csv", newline="") as file:
+            return [clips_folder / row["name"] for row in csv.DictReader(file) if row["split"] == "dev"]
+
+    from onedva_runtime.clips import make_clip
+    from onedva_runtime.video_io import VideoWriter
+
+    path = tmp_path_factory.mktemp("clips") / "made_up.mp4"
+    frames = make_clip(40, 160, 192)
+    with VideoWriter(path, width=192, height=160, fps=Fraction(24)) as writer:
+        writer.write(frames)
+    return [path]
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle() -> Path:
+    """The folder of the newest `tiny` model in the package; skips in a checkout without one."""
+    models = sorted((REPOSITORY / "runtime" / "onedva_runtime" / "models").glob("tiny-v*/manifest.json"))
+    if not models:
+        pytest.skip("this checkout ships no model")
+    return models[-1].parent
+
+
+@pytest.fixture(scope="session")
+def fake() -> ModuleType:
+    """The module tests/fake_bundle.py: importlib mode puts no test folder on sys.path."""
+    spec = importlib.util.spec_from_file_location("fake_bundle", Path(__file__).with_name("fake_bundle.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fake_bundle"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def fake_bundle(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the fake bundle; not to be changed."""
+    return fake.make_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake-v1")

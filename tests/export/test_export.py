@@ -1,0 +1,140 @@
+"""onedva_export: a bundle is one file of weights, graphs that point into it, and proof; or nothing is written."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from nano import NANO, nano_model
+
+from onedva.model import OneDVA, to_video
+from onedva_export import ParityError, export_bundle, to_onnx, verify
+from onedva_export.verify import Case
+from onedva_runtime import VideoCodec
+from onedva_runtime.bundle import read_bundle
+from onedva_runtime.clips import make_clip
+
+
+def test_bundle_passes_the_runtimes_checks_and_its_own_golden_test(bundle: Path):
+    manifest = read_bundle(bundle).manifest
+    assert manifest.name == "nano-v1"
+    assert manifest.max_tokens == 64
+    assert all(case["passed"] for case in VideoCodec.from_pretrained(bundle).selftest())
+
+
+def test_weights_are_stored_once_in_16_bit(bundle: Path):
+    for name in ("encoder", "condition", "velocity"):
+        graph = onnx.load(bundle / f"{name}.onnx", load_external_data=False).graph
+        inside = [tensor for tensor in graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL]
+        outside = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+        assert outside
+        assert {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"} == {
+            "model.safetensors"
+        }
+        assert all(tensor.ByteSize() < 4096 for tensor in inside)
+    stored = sum(path.stat().st_size for path in bundle.glob("*") if path.name != "golden.safetensors")
+    assert stored < 2.3 * OneDVA(NANO).parameters_count + 200_000
+
+
+def test_graphs_use_only_standard_operators_and_tell_nothing_of_the_machine(bundle: Path):
+    for path in bundle.glob("*.onnx"):
+        model = onnx.load(path, load_external_data=False)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 23)]
+        assert model.ir_version <= 10
+        assert not {node.op_type for node in model.graph.node} & {"Loop", "If", "Scan", "RandomNormal", "RandomUniform"}
+        assert b"onedva/" not in path.read_bytes() and b".py" not in path.read_bytes()
+
+
+def test_bundle_is_a_checkpoint(bundle: Path):
+    model = OneDVA.from_pretrained(bundle)
+    assert model.config == NANO
+    assert model.parameters_count == nano_model().parameters_count
+
+
+def test_runtime_decodes_what_pytorch_decodes(bundle: Path):
+    """Any frame count, an odd size and a length between the multiples go through both, to within rounding."""
+    codec, model = VideoCodec.from_pretrained(bundle), OneDVA.from_pretrained(bundle)
+    frames = make_clip(13, 61, 90, seed=3)
+    packet = codec.encode_clip(frames, tokens=37)
+    assert packet.tokens == 48
+    with torch.inference_mode():
+        video = to_video(torch.from_numpy(frames)[None])
+        z = model.encode(video, tokens=37).latent_dist.mode()
+        preview = model.decode(z, num_steps=0).sample[0]
+    assert np.array_equal(z.anchors[0].numpy(), packet.anchors)
+    assert np.allclose(z.latents[0].numpy(), packet.latents, atol=1e-4)
+    pixels = ((preview + 1) * 127.5).clamp(0, 255).round().permute(1, 2, 3, 0).numpy()
+    decoded = codec.decode_clip(packet, num_steps=0)
+    assert decoded.shape == frames.shape
+    assert np.abs(decoded.astype(int) - pixels.astype(int)).max() <= 1
+
+
+def test_in_context_velocity_model_exports_too(tmp_path: Path):
+    """The paper's kind of model: no stem, no preview, no principal components, fixed anchors."""
+    config = replace(
+        NANO,
+        stem_depth=0,
+        conditioning="in_context",
+        prediction="velocity",
+        preview=False,
+        pca=False,
+        anchors="fixed",
+        residual_channels=0,
+    )
+    nano_model(config).save_pretrained(tmp_path / "paper")
+    folder = export_bundle(tmp_path / "paper", tmp_path / "bundle", max_tokens=64, resolutions=[])
+    codec = VideoCodec.from_pretrained(folder)
+    frames = make_clip(17, 48, 64)
+    packet = codec.encode_clip(frames, tokens=16)
+    assert codec.decode_clip(packet, num_steps=2).shape == frames.shape
+    with pytest.raises(ValueError, match="preview"):
+        codec.decode_clip(packet, num_steps=0)
+
+
+def test_broken_parity_writes_nothing_and_says_where(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_graph = to_onnx.write_graph
+
+    def wrong(plan, folder: Path):
+        if plan.name == "velocity":
+            with torch.no_grad():
+                plan.module.decoder.patch_out.bias += 0.1
+            entry = write_graph(plan, folder)
+            with torch.no_grad():
+                plan.module.decoder.patch_out.bias -= 0.1
+            return entry
+        return write_graph(plan, folder)
+
+    monkeypatch.setattr(to_onnx, "write_graph", wrong)
+    monkeypatch.setattr(to_onnx, "point_into", lambda graph, weights: 0)
+    with pytest.raises(ParityError, match=r"parity broke at 1×5×64×96, 0 latents, key clip .*1 step .* dB"):
+        export_bundle(checkpoint, tmp_path / "broken", max_tokens=64, resolutions=[])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_options_are_refused_before_any_work(checkpoint: Path, bundle: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="1 \\+ 4n, got 16"):
+        export_bundle(checkpoint, tmp_path / "x", frames=16)
+    with pytest.raises(FileExistsError, match="there already"):
+        export_bundle(checkpoint, bundle)
+    with pytest.raises(ValueError, match="at least 16, got 8"):
+        export_bundle(checkpoint, tmp_path / "x", max_tokens=8)
+
+
+def test_parity_report_is_in_the_manifest(bundle: Path):
+    parity = json.loads((bundle / "manifest.json").read_text())["parity"]
+    tokens = {entry["case"]["tokens"] for entry in parity["cases"]}
+    assert {0, 1, 37, 64} <= tokens
+    assert {entry["optimised"] for entry in parity["cases"]} == {True, False}
+    assert parity["worst_db"]["one_step"] >= 60 and parity["worst_db"]["four_step"] >= 50
+
+
+def test_verify_sees_a_difference_as_small_as_the_bar(bundle: Path):
+    """The proof must be able to fail: shift one bias by what costs 60 dB, and it does."""
+    model = OneDVA.from_pretrained(bundle)
+    with torch.no_grad():
+        model.decoder.patch_out.bias += 0.01
+    with pytest.raises(ParityError):
+        verify.verify(model, bundle, [Case(5, 64, 64, 16)])

@@ -1,0 +1,152 @@
+"""The decoder: where it starts, what it ignores, and what a continuation clip gives back."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from onedva.decoder import Condition, Decoder
+from onedva.model import OneDVA
+
+GRID = (3, 2, 4)  # 9 frames of 32×64
+SIZE = torch.tensor([[9.0, 32.0, 64.0, 24.0]])
+ALL_TIMES = torch.ones(1, 3)
+
+
+def inputs(*, batch: int = 1, tokens: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    anchors = torch.stack([torch.randperm(24, generator=random)[:tokens] for _ in range(batch)])
+    structural = torch.randn(batch, *GRID, 6, generator=random)
+    return structural, torch.randn(batch, tokens, 10, generator=random), anchors
+
+
+def condition(
+    decoder: Decoder, structural: Tensor, latents: Tensor, anchors: Tensor, *, has: bool = True, key: bool = True
+) -> Condition:
+    batch = len(structural)
+    return decoder.condition(
+        structural,
+        latents,
+        anchors,
+        torch.full((batch,), has),
+        SIZE.expand(batch, 4),
+        torch.full((batch,), key),
+    )
+
+
+def noise(batch: int = 1) -> Tensor:
+    return torch.randn(batch, 3, 9, 32, 64, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(params=["stem", "in_context"])
+def decoder(request: pytest.FixtureRequest, random_model: Callable[..., OneDVA]) -> Decoder:
+    changes = {"stem_depth": 0} if request.param == "in_context" else {}
+    return random_model(conditioning=request.param, diffusion_depth=2, **changes).decoder
+
+
+def test_a_fresh_decoder_believes_in_its_preview(make_video, pca_model) -> None:
+    model = pca_model(make_video(1, 9, 32, 64))
+    given = condition(model.decoder, *inputs())
+    assert given.preview.std() > 0.05
+    for t in (1.0, 0.4):
+        torch.testing.assert_close(model.decoder.video(noise(), ALL_TIMES * t, given), given.preview)
+
+
+def test_absent_latents_do_not_matter(decoder: Decoder) -> None:
+    structural, latents, anchors = inputs()
+    outputs = []
+    for values in (latents, -3 * latents, torch.zeros_like(latents)):
+        outputs.append(decoder.video(noise(), ALL_TIMES, condition(decoder, structural, values, anchors, has=False)))
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+def test_absent_is_not_the_same_as_zero(decoder: Decoder) -> None:
+    structural, latents, anchors = inputs()
+    absent = condition(decoder, structural, latents * 0, anchors, has=False)
+    zero = condition(decoder, structural, latents * 0, anchors)
+    assert (absent.keys_values - zero.keys_values).abs().max() > 1e-3
+
+
+def test_present_latents_and_their_anchors_matter(decoder: Decoder) -> None:
+    structural, latents, anchors = inputs()
+    start = decoder.video(noise(), ALL_TIMES, condition(decoder, structural, latents, anchors))
+    other = decoder.video(noise(), ALL_TIMES, condition(decoder, structural, -latents, anchors))
+    moved = decoder.video(noise(), ALL_TIMES, condition(decoder, structural, latents, anchors.flip(1)))
+    assert (start - other).abs().max() > 1e-2
+    assert (start - moved).abs().max() > 1e-2
+
+
+def test_absence_is_per_clip(decoder: Decoder) -> None:
+    structural, latents, anchors = inputs(batch=2)
+    both = decoder.condition(
+        structural, latents, anchors, torch.tensor([True, False]), SIZE.expand(2, 4), torch.tensor([True, True])
+    )
+    for row, has in enumerate((True, False)):
+        rows = (part[row : row + 1] for part in (structural, latents, anchors))
+        alone = condition(decoder, *rows, has=has)
+        for got, wanted in zip(both, alone, strict=True):
+            torch.testing.assert_close(got[row : row + 1], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_continuation_clip_does_not_use_group_zero_of_its_structural_latent(decoder: Decoder) -> None:
+    structural, latents, _ = inputs()
+    anchors = torch.arange(8, 16)[None]
+    changed = structural.clone()
+    changed[:, 0] += 5.0
+    t = torch.tensor([[0.0, 1.0, 1.0]])
+    got = [
+        decoder.velocity(noise(), t, condition(decoder, s, latents, anchors, key=False)) for s in (structural, changed)
+    ]
+    assert torch.equal(got[0], got[1])
+    key = [decoder.velocity(noise(), ALL_TIMES, condition(decoder, s, latents, anchors)) for s in (structural, changed)]
+    assert (key[0] - key[1])[:, :, 1:].abs().max() > 1e-3
+
+
+def test_velocity_of_a_given_group_is_exactly_zero(decoder: Decoder) -> None:
+    given = condition(decoder, *inputs(), key=False)
+    velocity = decoder.velocity(noise(), torch.tensor([[0.0, 0.6, 0.6]]), given)
+    assert velocity.dtype == torch.float32
+    assert not velocity[:, :, 0].any()
+    assert (velocity[:, :, 1:] != 0).float().mean() > 0.99
+
+
+def test_the_given_frame_is_seen(decoder: Decoder) -> None:
+    given, t = condition(decoder, *inputs(), key=False), torch.tensor([[0.0, 1.0, 1.0]])
+    other = noise()
+    other[:, :, 0] = 0.5
+    moved = decoder.velocity(other, t, given) - decoder.velocity(noise(), t, given)
+    assert moved[:, :, 1:].abs().max() > 1e-5
+
+
+def test_the_kind_and_the_time_matter(decoder: Decoder) -> None:
+    key, other = (condition(decoder, *inputs(), key=key) for key in (True, False))
+    assert (key.keys_values - other.keys_values).abs().max() > 1e-4
+    early, late = (decoder.video(noise(), ALL_TIMES * t, key) for t in (1.0, 0.3))
+    assert (early - late).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("prediction", ["video", "velocity"])
+def test_video_and_velocity_are_two_views_of_one_output(prediction: str, random_model: Callable[..., OneDVA]) -> None:
+    decoder = random_model(prediction=prediction, preview=prediction == "video").decoder
+    given, t = condition(decoder, *inputs()), 0.7
+    video, velocity = decoder.video(noise(), ALL_TIMES * t, given), decoder.velocity(noise(), ALL_TIMES * t, given)
+    torch.testing.assert_close(noise() - t * velocity, video, atol=1e-5, rtol=1e-5)
+
+
+def test_velocity_prediction_keeps_a_given_frame_too(random_model: Callable[..., OneDVA]) -> None:
+    decoder = random_model(prediction="velocity", preview=False).decoder
+    velocity = decoder.velocity(noise(), torch.tensor([[0.0, 1.0, 1.0]]), condition(decoder, *inputs(), key=False))
+    assert not velocity[:, :, 0].any() and velocity[:, :, 1:].abs().max() > 1e-2
+
+
+def test_the_stem_runs_once_and_steps_share_it(random_model: Callable[..., OneDVA]) -> None:
+    decoder = random_model(diffusion_depth=2).decoder
+    given = condition(decoder, *inputs())
+    assert given.context.shape == (1, *GRID, 64)
+    assert given.keys_values.shape == (1, 2, 2, 1, 8, 64)  # blocks, key and value, heads, latents, channels
+    calls: list[int] = []
+    for block in decoder.stem:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    decoder.velocity(noise(), ALL_TIMES, given)
+    assert not calls

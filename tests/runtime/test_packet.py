@@ -1,0 +1,83 @@
+"""Packets: what is inconsistent, of another model or over a limit is refused by name; cutting one gives a prefix."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onedva_runtime.codec import VideoCodec
+from onedva_runtime.errors import PacketError
+from onedva_runtime.limits import Limits
+from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def packet(codec: VideoCodec) -> Packet:
+    return codec.encode_clip(FRAMES, tokens=16)
+
+
+BAD_PACKETS: list[tuple[dict[str, Any], str]] = [
+    ({"model": "0" * 64}, "made by the model 000000000000…, not by fake-v1"),
+    ({"model": ""}, "made by the model unknown"),
+    ({"is_key": False}, "continuation clip"),
+    ({"frames": 21, "structural": np.zeros((6, 2, 3, 3), np.float32)}, "21 frames; allowed: 17"),
+    ({"frames": 0}, "at least 1"),
+    ({"frames": 9}, "structural must be float32 of shape"),
+    ({"height": 33}, "structural must be float32 of shape"),
+    ({"latents": np.zeros((16, 3))}, "latents must be float32"),
+    ({"latents": np.full((12, 3), np.nan, np.float32)}, "not finite"),
+    ({"latents": np.zeros((12, 4), np.float32)}, r"channels \(3, 4\), fake-v1 has \(3, 3\)"),
+    ({"anchors": np.zeros(12, np.int64)}, "unique"),
+    ({"anchors": np.arange(1, 13)}, r"in \[0, 12\), got 1\.\.12"),
+    ({"anchors": np.arange(12.0)}, "anchors must be int64"),
+    ({"predicted_error": np.zeros(3, np.float32)}, "predicted_error must be float32"),
+    ({"timestamps": np.zeros(5, np.int64)}, "time_base"),
+    ({"fps": 0.0}, "fps must be positive"),
+    ({"first_frame": 2**32 - 4}, "first_frame must be from 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_PACKETS)
+def test_packets_that_are_wrong_are_refused(
+    codec: VideoCodec, packet: Packet, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PacketError, match=message):
+        codec.decode_clip(replace(packet, **changes))
+
+
+def test_the_reader_sets_the_limits(fake_bundle: Path, packet: Packet) -> None:
+    codec = VideoCodec.from_pretrained(fake_bundle, limits=Limits(max_latents=8))
+    with pytest.raises(PacketError, match="12 latents; allowed: 8"):
+        codec.decode_clip(packet)
+    assert codec.decode_clip(packet.thin(8)).shape == FRAMES.shape
+    small = VideoCodec.from_pretrained(fake_bundle, limits=Limits(max_pixels=1535))
+    with pytest.raises(PacketError, match="1536 pixels; allowed: 1535"):
+        small.decode_clip(packet)
+
+
+def test_a_whole_packet_passes(packet: Packet) -> None:
+    timed = replace(packet, timestamps=np.arange(5), time_base=Fraction(1, 24), first_frame=2**32 - 5)
+    assert timed.validate() is timed
+    assert (packet.tokens, packet.grid, packet.padded_frames) == (12, (2, 2, 3), 5)
+
+
+def test_thinning_keeps_a_prefix_of_everything_that_has_one(packet: Packet) -> None:
+    thin = packet.thin(5)
+    assert len(thin.latents) == len(thin.anchors) == thin.tokens == 5
+    assert thin.predicted_error is not None and len(thin.predicted_error) == 5
+    np.testing.assert_array_equal(thin.anchors, packet.anchors[:5])
+    assert thin.structural is packet.structural
+    assert replace(packet, predicted_error=None).thin(5).predicted_error is None
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        packet.thin(-1)
+
+
+def test_padding() -> None:
+    assert [padded_frames(n) for n in (1, 2, 5, 6, 17)] == [1, 5, 5, 9, 17]
+    assert [padded_size(n) for n in (1, 16, 17, 456)] == [16, 16, 32, 464]
+    assert padded_grid(17, 456, 256) == (5, 29, 16)
