@@ -22,10 +22,11 @@ def calibrate_density(clips: Sequence[Clip], config: OneDVAConfig) -> float:
 
     Bisection over 17×256×256 centre crops; deterministic.
     """
-    details = [placement.detail_map(centre_clip(clip, frames=config.clip_frames)) for clip in clips]
+    side = min(256, *(size // 16 * 16 for clip in clips for size in clip.frames.shape[1:3]))
+    details = [placement.detail_map(centre_clip(clip, frames=config.clip_frames, size=side)) for clip in clips]
     most = min(config.queries, config.trained_tokens)
-    shape = details[0].shape
-    wanted = MEAN_SHARE * placement.longest((shape[0], shape[1], shape[2]), max_tokens=most)
+    grid = placement.grid_of(config.clip_frames, side, side)
+    wanted = MEAN_SHARE * placement.longest(grid, max_tokens=most)
     low, high = 0.0, 255.0**2 * 3
     for _ in range(40):
         density = (low + high) / 2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,7 +59,10 @@ def load_model(name_or_path: str | Path, *, revision: str | None = None) -> OneD
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no model folder: {name} is missing")
     model = OneDVA(OneDVAConfig.from_json((folder / CONFIG).read_text()))
-    state = load_file(folder / WEIGHTS)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged or no safetensors file: {error}") from error
     wanted = model.state_dict()
     wrong = set(wanted) ^ set(state) or {name for name in wanted if wanted[name].shape != state[name].shape}
     if wrong:
@@ -79,8 +82,11 @@ def load_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = folder / TRAINING
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: {path} is missing")
-    with safe_open(path, framework="pt") as handle:
-        facts = (handle.metadata() or {}).get("onedva")
-        if facts is None:
-            raise ValueError(f"{path} was not written by onedva train")
-        return {name: handle.get_tensor(name) for name in handle.keys()}, json.loads(facts)  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as handle:
+            facts = (handle.metadata() or {}).get("onedva")
+            if facts is None:
+                raise ValueError(f"{path} was not written by onedva train")
+            return {name: handle.get_tensor(name) for name in handle.keys()}, json.loads(facts)  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error

@@ -41,6 +41,8 @@ class OneDVAConfig:
     """Learned queries: the most 1D latents the model can emit."""
     trained_tokens: int = 1024
     """Longest 1D sequence seen in training; a longer one is not asked of the model."""
+    preview_rank: int = 256
+    """Dimensions beyond the principal components in which neighbours and the stem correct the preview of a patch."""
     residual_channels: int = 8
     """Hidden channels of the residual convolution behind the pixelshuffle; 0 leaves it out."""
     prediction: Prediction = "video"
@@ -157,12 +159,14 @@ class TrainConfig:
     """Crops: height, width, share of the steps."""
     frames: int = 17
     """Frames per clip, 1 + 4n."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """AdamW, for everything that is not a matrix inside a block."""
     muon_learning_rate: float = 3e-3
     """Muon, for the matrices inside blocks."""
-    pca_learning_rate: float = 0.02
-    """Of the principal components, as a fraction of `learning_rate`."""
+    head_learning_rate: float = 0.15
+    """Of the layers that put out pixels and latents, as a fraction of `learning_rate`: their weights end near 0.002."""
+    closed_form_learning_rate: float = 0.02
+    """Of what starts from a least-squares fit (principal components, neighbours), as a fraction of `learning_rate`."""
     warmup: int = 50
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = 0.01
@@ -171,7 +175,9 @@ class TrainConfig:
     """Gradients are scaled down to this norm."""
     ema: float = 0.998
     """Decay of the averaged weights that evaluation and release use."""
-    p_full: float = 0.7
+    only: tuple[str, ...] = ()
+    """Train only parameters whose name begins with one of these, such as "decoder."; empty: all."""
+    p_full: float = 0.9
     """How often t is exactly 1, the only time a one-step decode sees (the paper: 0.1)."""
     p_no_latents: float = 0.1
     """How often a step decodes from the structural latent alone."""

@@ -126,10 +126,10 @@ def scale_short_side(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(video.permute(0, 2, 3, 1).numpy())
 
 
-def centre_clip(clip: Clip, *, frames: int = 17, size: int = 256, start: int | None = None) -> NDArray[np.uint8]:
-    """The evaluation view: `frames` frames from the middle (or from `start`), centre crop of size × size."""
+def centre_clip(clip: Clip, *, frames: int = 17, size: int = 256) -> NDArray[np.uint8]:
+    """The evaluation view: `frames` frames from the middle, centre crop of size × size: (frames, size, size, 3)."""
     total, height, width, _ = clip.frames.shape
-    start = (total - frames) // 2 if start is None else start
+    start = (total - frames) // 2
     top, left = (height - size) // 2, (width - size) // 2
     return np.array(clip.frames[start : start + frames, top : top + size, left : left + size])
 

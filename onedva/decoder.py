@@ -29,6 +29,13 @@ from onedva.layers import (
 )
 from onedva.patches import PatchPCA, patchify, unpatchify
 
+# (t, y, x) of a position itself, the eight around it in its group, and the ones before and after in time
+NEIGHBOURS = (
+    (0, 0, 0),
+    *((0, y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)),
+    (-1, 0, 0),
+    (1, 0, 0),
+)
 BLOCK_MODULATIONS = 6  # shift, scale, gate of attention and of MLP
 ENDS_MODULATIONS = 4  # gate of the noisy input; shift, scale and skip gate of the unpatchifier
 
@@ -67,8 +74,6 @@ class Decoder(nn.Module):
         self.patch_out = nn.Linear(width, PATCH_VALUES)
         init_transformer(self, depth=config.stem_depth + config.diffusion_depth)
         nn.init.zeros_(self.time.out.weight)
-        # noise says nothing at t = 1, where a decode starts: let it in quietly
-        nn.init.trunc_normal_(self.patch_in.weight, std=0.25 * PATCH_VALUES**-0.5)
         nn.init.zeros_(self.patch_out.weight)
         if config.residual_channels:
             self.residual_in = nn.Conv2d(3, config.residual_channels, 3, padding=1)
@@ -76,8 +81,13 @@ class Decoder(nn.Module):
             nn.init.zeros_(self.residual_out.weight)
             nn.init.zeros_(self.residual_out.bias)  # type: ignore[arg-type]
         if config.preview:
-            self.preview_out = nn.Linear(width, PATCH_VALUES, bias=False)
-            nn.init.zeros_(self.preview_out.weight)
+            cells = len(NEIGHBOURS) * (config.structural_channels + config.latent_channels + 2)
+            self.preview_neighbours = nn.Linear(cells, 2 * config.preview_rank, bias=False)
+            self.preview_hidden = nn.Linear(width, config.preview_rank, bias=False)
+            self.preview_out = nn.Linear(config.preview_rank, PATCH_VALUES, bias=False)
+            nn.init.zeros_(self.preview_neighbours.weight)
+            nn.init.zeros_(self.preview_hidden.weight)
+            nn.init.orthogonal_(self.preview_out.weight)
             self.structural_pca = nn.Linear(config.structural_channels, PATCH_VALUES)
             self.latents_pca = nn.Linear(config.latent_channels, PATCH_VALUES, bias=False)
             for layer in (self.structural_pca, self.latents_pca):
@@ -141,17 +151,53 @@ class Decoder(nn.Module):
 
         shape = (batch, groups, height, width)
         if self.config.preview:
-            patches = self.preview_out(hidden) + self.structural_pca(at_grid) + self.latents_pca(placed)
+            near, sent = self.neighbourhood(structural, placed, anchors, has_latents, is_key)
+            always, where_sent = self.preview_neighbours(near).chunk(2, dim=-1)
+            code = always + sent * where_sent + self.preview_hidden(hidden)  # (B, N, rank)
+            patches = self.preview_out(code) + self.structural_pca(at_grid) + self.latents_pca(placed)
             preview = unpatchify(patches.reshape(*shape, PATCH_VALUES)).float()
         else:
             preview = hidden.new_zeros(batch, 3, 4 * groups - 3, 16 * height, 16 * width, dtype=torch.float32)
         return Condition(hidden.reshape(*shape, -1), keys_values, preview)
+
+    def neighbourhood(
+        self, structural: Tensor, placed: Tensor, anchors: Tensor, has_latents: Tensor, is_key: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What surrounds each position, and whether it has a 1D latent: (B, N, 11·(Zs + Z + 2)) and (B, N, 1).
+
+        A position's cell holds both latents (zeros where there is none), whether a 1D latent was sent, and a 1; beyond
+        the edge, and in the group 0 that a continuation clip does not send, cells are all zero.
+        """
+        batch, groups, height, width, _ = structural.shape
+        sent = has_latents[:, None].to(placed.dtype).expand(anchors.shape)
+        sent = placed.new_zeros(placed.shape[:2]).scatter_add(1, anchors, sent)[..., None]  # (B, N, 1)
+        at_grid = structural.reshape(batch, groups * height * width, -1)
+        cells = torch.cat([at_grid, placed, sent, torch.ones_like(sent)], dim=-1)
+        cells = cells.reshape(batch, groups, height, width, -1)
+        first = (torch.arange(groups, device=cells.device) == 0)[None, :] & ~is_key[:, None]
+        cells = cells * (~first).to(cells.dtype)[:, :, None, None, None]
+        padded = F.pad(cells, (0, 0, 1, 1, 1, 1, 1, 1))
+        near = torch.cat(
+            [
+                padded[:, 1 + t : 1 + t + groups, 1 + y : 1 + y + height, 1 + x : 1 + x + width]
+                for t, y, x in NEIGHBOURS
+            ],
+            dim=-1,
+        )
+        return near.reshape(batch, groups * height * width, -1), sent
 
     def predict(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's own output, (B, 3, T, H, W): the clean video, or the velocity (`config.prediction`).
 
         noisy (B, 3, T, H, W); t (B, Tg), one time per clip except that a continuation clip's group 0 sits at 0.
         """
+        patches = self.patch_out(self.features(noisy, t, condition))  # (B, N, 3072)
+        shape = (*condition.context.shape[:4], PATCH_VALUES)
+        output = unpatchify(patches.reshape(shape)).float() + condition.preview
+        return output + self.residual(output) if self.config.residual_channels else output
+
+    def features(self, noisy: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What the last linear layer turns into pixels, (B, N, D); arguments as in `predict`."""
         patches = patchify(noisy)
         batch, groups, height, width, _ = patches.shape
         modulation = self.time(t)  # (B, Tg, 10·D)
@@ -160,7 +206,12 @@ class Decoder(nn.Module):
         )
         gate, shift, scale, skip = rearrange(ends, "b t (m d) -> m b t 1 d", m=ENDS_MODULATIONS)
 
-        first = rearrange(self.patch_in(patches), "b t h w d -> b t (h w) d") * (1 + gate)
+        if self.config.prediction == "video":
+            # the best x̂ weighs the input by how much video is in it; at t = 1 that is none, so noise stays out
+            gate = (1 - t[..., None, None].to(gate.dtype)) * (1 + gate)
+        else:
+            gate = 1 + gate
+        first = rearrange(self.patch_in(patches), "b t h w d -> b t (h w) d") * gate
         first = first + rearrange(condition.context, "b t h w d -> b t (h w) d").to(first.dtype)
         rotations = rope_rotations(grid_positions(groups, height, width, noisy.device))[None]
         hidden = first
@@ -176,11 +227,7 @@ class Decoder(nn.Module):
                 hidden = block(hidden, blocks, rotations, key, value)
 
         hidden = self.norm(hidden + (1 + skip) * first) * (1 + scale) + shift
-        patches = self.patch_out(hidden).reshape(batch, groups, height, width, PATCH_VALUES)
-        output = unpatchify(patches).float() + condition.preview
-        if self.config.residual_channels:
-            output = output + self.residual(output)
-        return output
+        return hidden.flatten(1, 2)
 
     def residual(self, video: Tensor) -> Tensor:
         """What two 3×3 convolutions over each frame add, chiefly across patch borders: (B, 3, T, H, W)."""

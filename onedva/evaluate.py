@@ -18,10 +18,9 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from onedva.config import OneDVAConfig
 from onedva.data import Clip, Split, centre_clip, load_clips
+from onedva.linear_start import linear_model
 from onedva.model import OneDVA, to_frames, to_video
-from onedva.patches import PatchPCA, PatchStatistics, patchify
 from onedva_runtime.metrics import psnr
 
 PSNR_CAP = 45.0
@@ -51,8 +50,8 @@ def evaluate(
 ) -> list[Score]:
     """Decode every clip at every length and step count from one encode at the longest length.
 
-    A prefix is what a shorter budget would have given. autocast: bfloat16 where the machine is faster at it; scores then
-    move by hundredths of a dB.
+    A prefix is what a shorter budget would have given. autocast: bfloat16 where the machine is faster at it; that moves
+    scores by hundredths of a dB.
     """
     model.eval()
     scores = []
@@ -74,28 +73,6 @@ def mean_by_length(scores: Sequence[Score], *, steps: int = 1) -> dict[int, floa
     """Mean PSNR over clips per number of tokens."""
     lengths = sorted({score.tokens for score in scores})
     return {k: float(np.mean([s.psnr for s in scores if s.tokens == k and s.steps == steps])) for k in lengths}
-
-
-def fit_pca(clips: Sequence[Clip], components: int, *, crops_per_clip: int = 8, seed: int = 0) -> PatchPCA:
-    """Principal components of the patches of random 17×256×256 crops, the same number from every clip."""
-    random = np.random.default_rng(seed)
-    statistics = PatchStatistics()
-    for clip in clips:
-        total, height, width = clip.frames.shape[:3]
-        for _ in range(crops_per_clip):
-            start = random.integers(0, total - 16)
-            top, left = random.integers(0, height - 255), random.integers(0, width - 255)
-            frames = np.array(clip.frames[start : start + 17, top : top + 256, left : left + 256])
-            statistics.add(patchify(to_video(torch.from_numpy(frames)[None])))
-    return statistics.pca(components)
-
-
-def linear_model(config: OneDVAConfig, clips: Sequence[Clip]) -> OneDVA:
-    """The model before any training: principal components of `clips`, heads at zero. What it gives is the floor."""
-    torch.manual_seed(0)
-    model = OneDVA(config)
-    model.start_from_pca(fit_pca(clips, config.structural_channels + config.latent_channels))
-    return model
 
 
 def report(

@@ -14,6 +14,7 @@ from onedva.config import HEAD_DIM
 ROPE_PAIRS = (8, 12, 12)  # rotated pairs of a head's 64 channels that follow t, y and x
 ROPE_BASE = 100.0  # longest wavelength ≈ 600 positions: frames up to 9600 pixels wide stay distinguishable
 RESOLUTION_FEATURES = 16
+TIME_CHANNELS = 64
 
 
 def grid_positions(groups: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -142,8 +143,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
         self.features = width
-        self.hidden = nn.Linear(width, width)
-        self.out = nn.Linear(width, outputs * width)
+        # a scalar needs no more, and the parameters saved do more good elsewhere
+        self.hidden = nn.Linear(width, TIME_CHANNELS)
+        self.out = nn.Linear(TIME_CHANNELS, outputs * width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from onedva.config import TrainConfig
 from onedva.model import OneDVA
 
+CLOSED_FORM = ("pca", "structural_pca", "latents_pca", "preview_neighbours", "preview_out")
+HEADS = ("patch_out", "preview_hidden", "residual_out", "structural_head", "latents_head", "error_head")
 FINAL_RATE = 0.05  # of the peak learning rate, at the end of the cosine
 
 
@@ -18,14 +20,19 @@ class Optimizers:
 
     def __init__(self, network: OneDVA, train: TrainConfig) -> None:
         self.train = train
-        self.parameters = dict(network.named_parameters())
-        groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "plain": [], "pca": []}
+        self.parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "plain": [], "head": [], "closed_form": []}
         for name, parameter in self.parameters.items():
             groups[group_of(name, parameter)].append(parameter)
         adamw = [
             {"params": groups["decay"], "weight_decay": train.weight_decay, "peak": train.learning_rate},
             {"params": groups["plain"], "weight_decay": 0.0, "peak": train.learning_rate},
-            {"params": groups["pca"], "weight_decay": 0.0, "peak": train.learning_rate * train.pca_learning_rate},
+            {"params": groups["head"], "weight_decay": 0.0, "peak": train.learning_rate * train.head_learning_rate},
+            {
+                "params": groups["closed_form"],
+                "weight_decay": 0.0,
+                "peak": train.learning_rate * train.closed_form_learning_rate,
+            },
         ]
         adamw = [group for group in adamw if group["params"]]
         self.adamw = torch.optim.AdamW(adamw, lr=train.learning_rate, betas=(0.9, 0.98))
@@ -71,9 +78,16 @@ class Optimizers:
 
 
 def group_of(name: str, parameter: nn.Parameter) -> str:
-    """`pca` for principal components, `muon` for matrices inside blocks, `decay` for other matrices, else `plain`."""
-    if "pca" in name.split(".")[1]:
-        return "pca"
-    if parameter.ndim == 2 and name.split(".")[1] in ("blocks", "stem", "latents_out") and "offset" not in name:
-        return "muon"
-    return "decay" if parameter.ndim == 2 and "queries" not in name else "plain"
+    """Which learning rate and optimizer a parameter has.
+
+    `closed_form`: what starts from a least-squares fit; `head`: what puts out pixels and latents; `muon`: matrices in
+    blocks; `decay`: other matrices; else `plain`.
+    """
+    layer = name.split(".")[1]
+    if layer in CLOSED_FORM:
+        return "closed_form"
+    if layer in HEADS:
+        return "head"
+    if parameter.ndim != 2 or not name.endswith(".weight"):  # norms, biases, convolutions, learned embeddings
+        return "plain"
+    return "muon" if layer in ("blocks", "stem", "latents_out") else "decay"

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from onedva import flow, losses
 from onedva.calibrate import calibrate_density
-from onedva.checkpoint import load_training, save_training, save_weights
+from onedva.checkpoint import load_model, load_training, save_training, save_weights
 from onedva.config import OneDVAConfig, TrainConfig
 from onedva.data import Batch, ClipSampler, load_clips
-from onedva.evaluate import as_json, evaluate, linear_model, mean_by_length
+from onedva.evaluate import as_json, evaluate, mean_by_length
+from onedva.linear_start import fit_neighbours, linear_model
 from onedva.model import OneDVA, TrainingOutput
 from onedva.optim import Optimizers
 from onedva_runtime import placement
@@ -42,12 +43,14 @@ def run(
     output: Path,
     model: OneDVAConfig,
     train: TrainConfig,
+    start: Path | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> dict[int, float]:
     """Train `model` on the train split of a folder of videos and leave the averaged weights in `output`.
 
-    Returns the mean dev PSNR per latent length at the end (empty without a dev split). resume: go on from `output`.
+    Returns the mean dev PSNR per latent length at the end (empty without a dev split). start: a model folder whose
+    weights and configuration to begin from, instead of `model`'s linear start. resume: go on from `output`.
     Raises FileNotFoundError for missing clips or nothing to resume, FileExistsError for an output already begun.
     """
     if not resume and (output / "training.safetensors").exists():
@@ -66,7 +69,15 @@ def run(
         seed=train.seed,
     )
     model = replace(model, policy_density=calibrate_density(data, model))
-    network = linear_model(model, data) if model.pca and model.preview and not resume else OneDVA(model)
+    network = OneDVA(model)
+    if start is not None:
+        network = load_model(start).train()
+        model = network.config
+    elif model.pca and model.preview and not resume:
+        network = linear_model(model, data)
+        fit_neighbours(network, data)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not train.only or name.startswith(train.only))
     average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     optimizers = Optimizers(network, train)
     step, elapsed = 0, 0.0

@@ -107,7 +107,8 @@ def export_bundle(
 def write_graph(plan: GraphPlan, folder: Path) -> dict[str, Any]:
     """Export one graph into `folder`; returns its entry in the manifest."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # the exporter's own deprecations, and its notes on packages it could use
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         graph = export_graph(plan)
     strip_metadata(graph)
     pointers = point_into(graph, folder / WEIGHTS)

@@ -34,6 +34,10 @@ def train(
         float, typer.Option("--evaluate-every", min=0, help="Minutes between evaluations; 0: only at the end.")
     ] = 15,
     seed: Seed = 0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--init", help="A model folder whose weights to begin from.", show_default="a linear start"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,7 +51,8 @@ def train(
         from onedva.train import run
     Terminal(quiet=quiet).start_logging()
     config = TrainConfig(steps=steps, minutes=minutes, evaluate_every=evaluate_every, seed=seed)
-    run(clips=clips, output=output, model=preset_named(preset), train=config, resume=resume, quiet=quiet)
+    model = preset_named(preset)
+    run(clips=clips, output=output, model=model, train=config, start=start, resume=resume, quiet=quiet)
 
 
 def export(

@@ -134,7 +134,7 @@ sys.meta_path.insert(0, Block())
 from onedva.cli import main
 main()
 """
-    for arguments, extra in ((["train", "."], "train"), (["export"], "export")):
+    for arguments, extra in ((["train", "--clips", "."], "train"), (["export"], "export")):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == 2 and f"pip install 'onedva[{extra}]'" in done.stderr
         assert done.stderr.count("\n") == 1

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from nano import NANO, nano_model
 
+from nano import NANO, nano_model
 from onedva.model import OneDVA, to_video
 from onedva_export import ParityError, export_bundle, to_onnx, verify
 from onedva_export.verify import Case
@@ -100,10 +100,10 @@ def test_broken_parity_writes_nothing_and_says_where(checkpoint: Path, tmp_path:
     def wrong(plan, folder: Path):
         if plan.name == "velocity":
             with torch.no_grad():
-                plan.module.decoder.patch_out.bias += 0.1
+                plan.module.get_parameter("decoder.patch_out.bias").add_(0.1)
             entry = write_graph(plan, folder)
             with torch.no_grad():
-                plan.module.decoder.patch_out.bias -= 0.1
+                plan.module.get_parameter("decoder.patch_out.bias").sub_(0.1)
             return entry
         return write_graph(plan, folder)
 

@@ -108,7 +108,7 @@ def pca_model(nano: Callable[..., OneDVAConfig], quick_pca: Callable[[Tensor, in
 
 @pytest.fixture
 def write_video() -> Callable[..., np.ndarray]:
-    """write_video(path, frames=, height=, width=, seed=, fps=): a made-up video file; returns the frames given to it."""
+    """write_video(path, frames=, height=, width=, seed=, fps=): a made-up video file; returns what was written."""
 
     def write(
         path: Path, *, frames: int = 20, height: int = 96, width: int = 128, seed: int = 0, fps: int = 24

@@ -77,6 +77,17 @@ def test_present_latents_and_their_anchors_matter(decoder: Decoder) -> None:
     assert (start - moved).abs().max() > 1e-2
 
 
+def test_anchors_turn_the_tokens_too(decoder: Decoder) -> None:
+    """Without what lands on the grid, an anchor acts through its rotation alone."""
+    for layer in (decoder.latents_at_in, decoder.latents_pca):
+        layer.weight.zero_()
+    structural, latents, anchors = inputs()
+    here, there = (condition(decoder, structural, latents, at) for at in (anchors, anchors.flip(1)))
+    assert torch.equal(here.preview, there.preview) or decoder.config.conditioning == "stem"
+    moved = decoder.video(noise(), ALL_TIMES, here) - decoder.video(noise(), ALL_TIMES, there)
+    assert moved.abs().max() > 1e-4
+
+
 def test_absence_is_per_clip(decoder: Decoder) -> None:
     structural, latents, anchors = inputs(batch=2)
     both = decoder.condition(

@@ -23,7 +23,7 @@ from onedva.layers import (
 
 
 def complex_rope(x: Tensor, positions: Tensor) -> Tensor:
-    """RoPE as multiplication of (x_c + i·x_{c+32}) by e^{i·position·base^(−j/pairs)}: x (B, h, N, 64), positions (N, 3)."""
+    """RoPE as (x_c + i·x_{c+32}) times e^{i·position·base^(−j/pairs)}: x (B, heads, N, 64), positions (N, 3)."""
     axis_of = [axis for axis, pairs in enumerate(ROPE_PAIRS) for _ in range(pairs)]
     rate_of = [ROPE_BASE ** (-j / pairs) for pairs in ROPE_PAIRS for j in range(pairs)]
     angles = positions[:, axis_of].double() * torch.tensor(rate_of, dtype=torch.float64)
