@@ -135,6 +135,6 @@ def test_verify_sees_a_difference_as_small_as_the_bar(bundle: Path):
     """The proof must be able to fail: shift one bias by what costs 60 dB, and it does."""
     model = OneDVA.from_pretrained(bundle)
     with torch.no_grad():
-        model.decoder.patch_out.bias += 0.01
+        model.get_parameter("decoder.patch_out.bias").add_(0.01)
     with pytest.raises(ParityError):
         verify.verify(model, bundle, [Case(5, 64, 64, 16)])

@@ -153,7 +153,7 @@ def test_the_evaluation_view_is_the_middle() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (21, 64, 96, 3), np.uint8)
     clip = Clip("a", frames, 24.0)
     np.testing.assert_array_equal(centre_clip(clip, frames=17, size=32), frames[2:19, 16:48, 32:64])
-    np.testing.assert_array_equal(centre_clip(clip, frames=5, size=64, start=3), frames[3:8, :, 16:80])
+    np.testing.assert_array_equal(centre_clip(clip, frames=5, size=64), frames[8:13, :, 16:80])
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_present_latents_and_their_anchors_matter(decoder: Decoder) -> None:
 
 def test_anchors_turn_the_tokens_too(decoder: Decoder) -> None:
     """Without what lands on the grid, an anchor acts through its rotation alone."""
-    for layer in (decoder.latents_at_in, decoder.latents_pca):
+    for layer in (decoder.latents_at_in, decoder.latents_pca, decoder.preview_neighbours):
         layer.weight.zero_()
     structural, latents, anchors = inputs()
     here, there = (condition(decoder, structural, latents, at) for at in (anchors, anchors.flip(1)))
