@@ -26,7 +26,7 @@ lint: .venv/ready
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/clang-format --dry-run --Werror $(CXX_FILES)
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 
 format: .venv/ready
 	.venv/bin/ruff format .
