@@ -7,6 +7,8 @@ import os
 import re
 import secrets
 import stat
+import weakref
+from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -39,6 +41,11 @@ def open_regular(path: str, limits: Limits, *, error: type[OneDVAError]) -> Bina
     return os.fdopen(handle, "rb", buffering=0)
 
 
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 class AtomicFile:
     """A binary file, open for writing and reading as `.file`, that takes its name only when `commit` is called.
 
@@ -52,6 +59,8 @@ class AtomicFile:
         self._check_free()
         folder, name = os.path.split(os.path.abspath(self.path))
         self._temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+        # An interrupt may come when this object is made and no `with` block has it yet: then it goes with the object.
+        self._removal = weakref.finalize(self, _remove, self._temporary)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
             self.file = os.fdopen(os.open(self._temporary, flags, 0o666), "w+b")
@@ -81,8 +90,7 @@ class AtomicFile:
     def abort(self) -> None:
         """Remove what was written; does nothing after `commit`."""
         self.file.close()
-        if os.path.exists(self._temporary):
-            os.unlink(self._temporary)
+        self._removal()
 
     def _check_free(self) -> None:
         if os.path.isdir(self.path):
