@@ -181,6 +181,8 @@ def test_an_interrupt_leaves_nothing_half_written(fake_bundle: Path, video: Path
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a suite that runs in the background inherits an ignored SIGINT, and Python leaves it so
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     deadline = time.monotonic() + 30
     while not list(out.iterdir()) and process.poll() is None and time.monotonic() < deadline:
