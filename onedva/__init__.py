@@ -23,4 +23,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'onedva' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "einops"):
+            raise
+        hint = f"onedva.{name} needs {error.name}: pip install 'onedva[train]'"
+        raise ModuleNotFoundError(hint, name=error.name) from None

@@ -6,6 +6,8 @@ Ctrl-C in exit 130 with nothing half-written."""
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +47,8 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script `onedva`."""
+    # a service's stop must clean up like Ctrl-C: an exit unwinds, the default would leave temporary files
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app(prog_name="onedva")
 
 

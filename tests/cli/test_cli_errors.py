@@ -167,7 +167,10 @@ def test_a_traceback_is_shown_only_where_asked(tmp_path: Path, console: Console)
     assert debug.returncode != 0 and "Traceback" in debug.stderr
 
 
-def test_an_interrupt_leaves_nothing_half_written(fake_bundle: Path, video: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_nothing_half_written(
+    fake_bundle: Path, video: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     long = tmp_path / "long.mkv"
     with VideoWriter(long, width=256, height=256, fps=Fraction(24)) as writer:
         clip = make_clip(17, 256, 256)
@@ -188,8 +191,8 @@ def test_an_interrupt_leaves_nothing_half_written(fake_bundle: Path, video: Path
     while not list(out.iterdir()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert list(out.iterdir()), "the work had begun"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130, stderr
+    assert process.returncode == code, stderr
     assert stdout == "" and "Traceback" not in stderr
     assert list(out.iterdir()) == []
