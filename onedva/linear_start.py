@@ -105,32 +105,6 @@ def fit_neighbours(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 3, s
     decoder.preview_out.weight.copy_(directions.float())
 
 
-@torch.inference_mode()
-def fit_output(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 2, seed: int = 2) -> None:
-    """Set `patch_out` of a clean-video model, in place, by ridge regression: what the preview leaves, from the features
-    of a one-step decode, over 1D lengths from none to all. The residual convolution is left as it is.
-    """
-    decoder, config = model.decoder, model.config
-    random = np.random.default_rng(seed)
-    products = torch.zeros(config.width + 1, config.width + 1)
-    targets = torch.zeros(config.width + 1, decoder.patch_out.out_features)
-    for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed):
-        grid = placement.grid_of(*video.shape[2:])
-        z = model.encode(video, tokens=random_length(random, grid, config)).latent_dist.mode()
-        condition = model.condition(z)
-        features = decoder.features(torch.zeros_like(video), torch.ones(1, grid[0]), condition)[0]  # (N, D)
-        left = patchify(video - condition.preview).reshape(len(features), -1)
-        weights = row_weights(left, area=grid[1] * grid[2])
-        rows = torch.cat([features, torch.ones(len(features), 1)], dim=1)
-        products += rows.T @ (weights * rows)
-        targets += rows.T @ (weights * left)
-    products, targets = products.double(), targets.double()
-    products += RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=torch.float64)
-    solution = torch.linalg.solve(products, targets).float()
-    decoder.patch_out.weight.copy_(solution[:-1].T)
-    decoder.patch_out.bias.copy_(solution[-1])
-
-
 def random_length(random: np.random.Generator, grid: tuple[int, int, int], config: OneDVAConfig) -> int:
     """A number of 1D latents: none, a sixteenth, a quarter, half or all of what the clip can carry."""
     share = random.choice([0.0, 2.0**-4, 2.0**-2, 2.0**-1, 1.0], p=[0.25, 0.1, 0.2, 0.1, 0.35])
