@@ -232,7 +232,7 @@ class Decoder(nn.Module):
     def residual(self, video: Tensor) -> Tensor:
         """What two 3×3 convolutions over each frame add, chiefly across patch borders: (B, 3, T, H, W)."""
         frames = rearrange(video, "b c t h w -> (b t) c h w")
-        frames = frames.contiguous(memory_format=torch.channels_last)  # a third of the time of planar on a CPU
+        frames = frames.contiguous(memory_format=torch.channels_last)  # several times faster than planar on a CPU
         frames = self.residual_out(F.gelu(self.residual_in(frames), approximate="tanh"))
         return rearrange(frames, "(b t) c h w -> b c t h w", b=video.shape[0]).float()
 

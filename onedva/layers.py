@@ -55,7 +55,7 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 def norm(width: int) -> nn.LayerNorm:
-    """LayerNorm without bias. Not RMSNorm: on CPUs its backward pass and its ONNX kernel are several times slower."""
+    """LayerNorm without bias. Not RMSNorm: PyTorch has no fused backward pass for it on CPUs."""
     return nn.LayerNorm(width, eps=1e-6, bias=False)
 
 
