@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onedva.config import OneDVAConfig
+from onedva.distributed import placed_like
 from onedva.model import OneDVA
 
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.safetensors"
@@ -90,3 +91,19 @@ def load_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: handle.get_tensor(name) for name in handle.keys()}, json.loads(facts)  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def copy_into(own: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Copy `tensors` over those of the same name; ValueError where one of the network's is missing."""
+    missing = set(own) - set(tensors)
+    wrong = sorted(name for name in missing if not name.startswith("heads."))  # those may be new: a loss was added
+    if wrong:
+        raise ValueError(f"the run to resume lacks {', '.join(wrong[:3])}: it is of another version")
+    for name, tensor in own.items():
+        if name not in missing:
+            tensor.copy_(placed_like(tensors[name], tensor))

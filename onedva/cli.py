@@ -13,9 +13,11 @@ from typing import Annotated
 
 import typer
 
+from onedva.commands.ablation import ablate
 from onedva.commands.console import Terminal
+from onedva.commands.evaluation import evaluate
 from onedva.commands.failures import Verbs
-from onedva.commands.model_verbs import evaluate, export, train
+from onedva.commands.model_verbs import export
 from onedva.commands.options import (
     Backend,
     Batch,
@@ -31,6 +33,8 @@ from onedva.commands.options import (
     Threads,
     Tokens,
 )
+from onedva.commands.shard_verb import shard
+from onedva.commands.training import train
 
 __all__ = ["app", "main"]
 
@@ -247,6 +251,8 @@ def demo(
 app.command()(train)
 app.command()(export)
 app.command("eval")(evaluate)
+app.command()(shard)
+app.command()(ablate)
 
 if __name__ == "__main__":
     main()

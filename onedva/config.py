@@ -31,7 +31,7 @@ class OneDVAConfig:
     """Blocks of the condition stem, run once per clip."""
     diffusion_depth: int = 3
     """Blocks of the diffusion transformer, run once per step."""
-    mlp_ratio: float = 3.0
+    mlp_ratio: float = 2.5
     """Hidden width of each MLP over `width`."""
     structural_channels: int = 32
     """Channels of the structural latent at each grid position."""
@@ -41,18 +41,17 @@ class OneDVAConfig:
     """Learned queries: the most 1D latents the model can emit."""
     trained_tokens: int = 1024
     """Longest 1D sequence seen in training; a longer one is not asked of the model."""
-    preview_rank: int = 256
-    """Dimensions beyond the principal components in which neighbours and the stem correct the preview of a patch."""
+    components: int = 256
+    """Principal components of a patch that latents and preview are made of; see `onedva.transform`."""
     residual_channels: int = 8
     """Hidden channels of the residual convolution behind the pixelshuffle; 0 leaves it out."""
     prediction: Prediction = "video"
     """What the diffusion transformer emits: the clean video (x̂ = preview + r) or the velocity."""
     conditioning: Conditioning = "stem"
     """`stem`: latents become keys and values once per clip. `in_context`: they evolve through every block."""
-    preview: bool = True
-    """Whether the stem has a linear head to pixels that x̂ starts from (and `num_steps=0` returns)."""
     pca: bool = True
-    """Whether latents and preview start from principal components of the patches."""
+    """Whether latents are linear transforms of patches plus what the ViT adds, and x̂ starts from their inverse, the
+    preview (which `num_steps=0` returns)."""
     anchors: Anchors = "content"
     """`content`: 1D latents sit where the detail map puts them. `fixed`: on a fixed sequence, nothing is sent."""
     length_multiple: int = 16
@@ -70,12 +69,17 @@ class OneDVAConfig:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
         if (self.clip_frames - 1) % PATCH_FRAMES:
             raise ValueError(f"clip_frames must be 1 + {PATCH_FRAMES}n, got {self.clip_frames}")
-        if self.pca and self.structural_channels + self.latent_channels > PATCH_VALUES:
-            raise ValueError(f"a patch has only {PATCH_VALUES} principal components")
-        if self.prediction == "velocity" and self.preview:
-            raise ValueError("prediction='velocity' has no preview to start from: set preview=False")
+        if self.pca and not self.structural_channels + self.latent_channels <= self.components <= PATCH_VALUES:
+            raise ValueError(f"components must hold both latents and be at most {PATCH_VALUES}, got {self.components}")
+        if self.prediction == "velocity" and self.pca:
+            raise ValueError("prediction='velocity' has no preview to start from: set pca=False")
         if self.conditioning == "in_context" and self.stem_depth:
             raise ValueError("conditioning='in_context' has no stem: set stem_depth=0")
+
+    @property
+    def preview(self) -> bool:
+        """Whether x̂ starts from a preview, which `num_steps=0` returns."""
+        return self.pca
 
     @property
     def heads(self) -> int:
@@ -97,8 +101,8 @@ class OneDVAConfig:
 
 
 PRESETS: dict[str, OneDVAConfig] = {
-    "tiny": OneDVAConfig(),
-    "small": OneDVAConfig(preset="small", width=384, encoder_depth=5, stem_depth=5, diffusion_depth=5),
+    "tiny": OneDVAConfig(residual_channels=0),  # the convolution gained 0.01 dB for a tenth of the time
+    "small": OneDVAConfig(preset="small", width=384, encoder_depth=5, stem_depth=5, diffusion_depth=5, mlp_ratio=3.0),
     "base": OneDVAConfig(
         preset="base",
         width=1024,
@@ -126,7 +130,6 @@ PRESETS: dict[str, OneDVAConfig] = {
         mlp_ratio=4.0,
         prediction="velocity",
         conditioning="in_context",
-        preview=False,
         pca=False,
         anchors="fixed",
     ),
@@ -140,62 +143,149 @@ def preset(name: str) -> OneDVAConfig:
     return PRESETS[name]
 
 
+Stage = Literal["encoder", "joint", "distill"]
+OptimizerName = Literal["muon", "adamw"]
+SHARES = ("p_full", "p_no_latents", "p_all_latents", "p_policy_latents", "p_continuation", "still_motion", "ema")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run. Every field is a flag of `onedva train` or keeps its default."""
 
+    stage: Stage = "joint"
+    """`encoder`: preview alone. `joint`: everything. `distill`: few steps follow many. See `onedva.steps`."""
     steps: int = 20_000
-    """Optimizer steps; the learning rate falls to a tenth over them (cosine)."""
+    """Optimizer steps; the learning rate falls to a twentieth over them (cosine)."""
     minutes: float | None = None
     """End after this much wall time instead, if that comes first; the learning rate follows whichever is further."""
     positions_per_batch: int = 2560
-    """Grid positions per step over the whole batch: 8 clips of 17×128×128, or 2 of 17×256×256."""
+    """Grid positions per batch over all processes: 8 clips of 17×128×128, or 2 of 17×256×256."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one optimizer step."""
     sizes: tuple[tuple[int, int, float], ...] = (
-        (128, 128, 0.35),
-        (192, 192, 0.2),
+        (128, 128, 0.55),
+        (192, 192, 0.15),
         (144, 240, 0.1),
-        (256, 256, 0.35),
+        (256, 256, 0.2),
     )
-    """Crops: height, width, share of the steps."""
-    frames: int = 17
-    """Frames per clip, 1 + 4n."""
+    """Crops: height, width, share of the batches."""
+    frames: tuple[tuple[int, float], ...] = ((17, 0.84), (9, 0.08), (5, 0.08))
+    """Frames per clip, 1 + 4n, each with its share of the batches."""
+    still_motion: float = 0.05
+    """Share of the crops that are pans and zooms over a single frame."""
+    workers: int = 0
+    """Processes that prepare batches ahead; 0 prepares them in the loop."""
+    linear_start: bool = True
+    """Begin from least-squares fits (`onedva.linear_start`); without, transforms are random and train like the rest."""
+    optimizer: OptimizerName = "muon"
+    """`muon`: Muon on the matrices inside blocks, AdamW on the rest. `adamw`: AdamW on everything."""
     learning_rate: float = 3e-4
     """AdamW, for everything that is not a matrix inside a block."""
     muon_learning_rate: float = 3e-3
     """Muon, for the matrices inside blocks."""
     head_learning_rate: float = 0.15
-    """Of the layers that put out pixels and latents, as a fraction of `learning_rate`: their weights end near 0.002."""
-    closed_form_learning_rate: float = 0.02
-    """Of what starts from a least-squares fit (principal components, neighbours), as a fraction of `learning_rate`."""
+    """Of layers whose output is small or normalised by what they correct, as a fraction of `learning_rate`."""
+    closed_form_learning_rate: float = 0.0
+    """Of the linear transform, as a fraction of `learning_rate`; 0 freezes it."""
     warmup: int = 50
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of matrices; none on the principal components, norms and embeddings."""
+    """Decoupled weight decay of matrices; none on the transform, norms and embeddings."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     ema: float = 0.998
     """Decay of the averaged weights that evaluation and release use."""
     only: tuple[str, ...] = ()
     """Train only parameters whose name begins with one of these, such as "decoder."; empty: all."""
-    p_full: float = 0.9
+    p_full: float = 0.7
     """How often t is exactly 1, the only time a one-step decode sees (the paper: 0.1)."""
     p_no_latents: float = 0.1
     """How often a step decodes from the structural latent alone."""
     p_all_latents: float = 0.15
-    """How often a step keeps every 1D latent; otherwise their number is log-uniform."""
-    p_continuation: float = 0.0
+    """How often a step keeps every 1D latent."""
+    p_policy_latents: float = 0.4
+    """How often a step keeps as many as `tokens="auto"` would, times 2^±1; otherwise their number is log-uniform."""
+    p_continuation: float = 0.12
     """How often a step trains continuation clips."""
     preview_weight: float = 0.5
     """Weight of the preview loss beside the flow loss."""
-    kl_weight: float = 1e-5
+    kl_weight: float = 1e-4
     """Weight of the KL term (mean over dimensions)."""
     frame_difference_weight: float = 0.0
     """Weight of the frame difference loss."""
-    error_weight: float = 1e-3
+    error_weight: float = 0.05
     """Weight of the error head's loss; nothing else sees its gradient."""
+    self_alignment_weight: float = 0.0
+    """Weight of the self-alignment loss (each 1D latent with its best structural latent)."""
+    repa_weight: float = 0.5
+    """Weight of the alignment of middle features with SigLIP's; without `siglip` it is off."""
+    siglip: str | None = None
+    """A local folder with a SigLIP model; without one REPA is off."""
+    lpips_weight: float = 0.1
+    """Weight of LPIPS between decode and source; without `lpips` it is off."""
+    lpips: str | None = None
+    """A local file with LPIPS weights; without one LPIPS is off."""
+    checkpointing: bool = False
+    """Recompute the inside of blocks in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: minutes at the start, faster steps after."""
+    sharded: bool = False
+    """With several processes: shard parameters and optimizer (FSDP2, AdamW) instead of replicating them (DDP)."""
     evaluate_every: float = 15.0
     """Minutes between evaluations on the dev split; 0 only at the end."""
     save_every: float = 5.0
     """Minutes between checkpoints."""
     seed: int = 0
     """Of weights, data, noise and dropout."""
+
+    def __post_init__(self) -> None:
+        if self.compile and self.siglip and self.repa_weight:
+            raise ValueError("compile and siglip exclude each other: REPA looks inside a block")
+        if self.sharded and self.optimizer == "muon":
+            raise ValueError('sharded=True needs optimizer="adamw": Muon works on whole matrices')
+        for name, kind in (("stage", Stage), ("optimizer", OptimizerName)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
+        if min(self.steps, self.accumulate, self.positions_per_batch) < 1 or self.workers < 0:
+            raise ValueError("steps, accumulate and positions_per_batch must be at least 1, workers at least 0")
+        if not self.frames or any(length < 1 or length % PATCH_FRAMES != 1 for length, _ in self.frames):
+            raise ValueError(f"frames are 1 + {PATCH_FRAMES}n each, got {self.frames}")
+        if not self.sizes or any(side < PATCH_SIZE or side % PATCH_SIZE for *sides, _ in self.sizes for side in sides):
+            raise ValueError(f"sizes are multiples of {PATCH_SIZE}, got {self.sizes}")
+        if any(share <= 0 for *_, share in (*self.frames, *self.sizes)):
+            raise ValueError("every share of frames and sizes must be above 0")
+        latents = round(self.p_no_latents + self.p_all_latents + self.p_policy_latents, 9)
+        shares = [getattr(self, name) for name in SHARES]
+        if not all(0 <= share <= 1 for share in (*shares, latents)):
+            raise ValueError(
+                f"{', '.join(SHARES)} are shares from 0 to 1, those of latents together at most 1; got {shares}"
+            )
+
+    def check(self, model: OneDVAConfig) -> None:
+        """ValueError where such a model cannot be trained like this."""
+        longest = max(length for length, _ in self.frames)
+        if longest > model.clip_frames:
+            raise ValueError(f"this model's clips have up to {model.clip_frames} frames, training asks for {longest}")
+        if self.stage == "encoder" and not model.preview:
+            raise ValueError("stage encoder trains the preview, which a model with pca=False lacks")
+
+
+STAGES: dict[str, dict[str, Any]] = {
+    "encoder": {"stage": "encoder"},
+    "joint": {"stage": "joint"},
+    "distill": {
+        "stage": "distill",
+        "only": (
+            "decoder.blocks",
+            "decoder.time",
+            "decoder.patch_",
+            "decoder.norm",
+            "decoder.latents_out",
+            "decoder.log_",
+        ),
+        "p_continuation": 0.0,
+        "learning_rate": 1e-4,
+        "muon_learning_rate": 5e-4,
+    },
+}
+"""What each stage changes of the defaults."""

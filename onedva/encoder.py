@@ -21,7 +21,8 @@ from onedva.layers import (
     norm,
     rope_rotations,
 )
-from onedva.patches import PatchPCA, patchify
+from onedva.patches import patchify
+from onedva.transform import FIRST_GROUP, PatchTransform
 
 INITIAL_LOGVAR = -7.0
 ERROR_FLOOR = 1e-5  # MSE on the [-1, 1] scale that the error head does not go below: 56 dB
@@ -41,14 +42,11 @@ def gather_positions(values: Tensor, anchors: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    pca_mean: Tensor
-    pca_variance: Tensor
-
     def __init__(self, config: OneDVAConfig) -> None:
         super().__init__()
         self.config = config
-        width, channels = config.width, config.structural_channels + config.latent_channels
-        self.patch_in = nn.Linear(PATCH_VALUES, width)
+        width = config.width
+        self.patch_in = nn.Linear(config.components if config.pca else PATCH_VALUES, width)
         self.queries = nn.Parameter(torch.randn(config.queries, width) * 0.02)
         self.resolution = ResolutionTokens(width)
         self.blocks = nn.ModuleList(EncoderBlock(width, config.mlp_ratio) for _ in range(config.encoder_depth))
@@ -56,13 +54,11 @@ class Encoder(nn.Module):
         self.structural_head = nn.Linear(width, 2 * config.structural_channels)
         self.latents_head = nn.Linear(width, 2 * config.latent_channels)
         self.error_head = nn.Linear(width, 1)
+        if config.pca:
+            self.coefficients_head = nn.Linear(width, config.components, bias=False)
         init_transformer(self, depth=config.encoder_depth)
         if config.pca:
-            self.pca = nn.Linear(PATCH_VALUES, channels)
-            nn.init.zeros_(self.pca.weight)
-            nn.init.zeros_(self.pca.bias)
-            self.register_buffer("pca_mean", torch.zeros(PATCH_VALUES))
-            self.register_buffer("pca_variance", torch.zeros(channels))
+            nn.init.zeros_(self.coefficients_head.weight)
         for head in (self.structural_head, self.latents_head, self.error_head):
             nn.init.zeros_(head.bias)
             if config.pca or head is self.error_head:
@@ -74,23 +70,24 @@ class Encoder(nn.Module):
             nn.init.zeros_(head.weight[size:])
             nn.init.constant_(head.bias[size:], INITIAL_LOGVAR)
 
-    @torch.no_grad()
-    def start_from_pca(self, pca: PatchPCA) -> None:
-        """Set the linear start: latent = (patch − mean)·component / std."""
-        weight = pca.components / pca.std[:, None]
-        self.pca.weight.copy_(weight)
-        self.pca.bias.copy_(-weight @ pca.mean)
-        self.pca_mean.copy_(pca.mean)
-        self.pca_variance.copy_(pca.std.square())
+    def forward(
+        self, video: Tensor, resolution: Tensor, is_key: Tensor, anchors: Tensor, transform: PatchTransform | None
+    ) -> EncoderOutput:
+        """video (B, 3, T, H, W) in [-1, 1]; resolution (B, 4); is_key (B,) bool; anchors (B, K) int64.
 
-    def forward(self, video: Tensor, resolution: Tensor, is_key: Tensor, anchors: Tensor) -> EncoderOutput:
-        """video (B, 3, T, H, W) in [-1, 1]; resolution (B, 4); is_key (B,) bool; anchors (B, K) int64."""
+        transform: the model's, where `config.pca`.
+        """
         patches = patchify(video)  # (B, Tg, Hg, Wg, 3072)
         batch, groups, height, width, _ = patches.shape
         count = anchors.shape[1]
         flat = patches.reshape(batch, groups * height * width, PATCH_VALUES)
 
-        embedded = self.patch_in(flat)  # (B, N, D)
+        coefficients = None
+        if transform is None:
+            embedded = self.patch_in(flat)  # (B, N, D)
+        else:
+            coefficients = transform.coefficients(flat)  # (B, N, R)
+            embedded = self.patch_in(coefficients / transform.coefficient_std)
         # a query starts from the patch at its anchor: it need not first learn to look there
         queries = self.queries[:count] + gather_positions(embedded, anchors)  # (B, K, D)
         tokens = self.resolution(resolution, is_key).to(embedded.dtype)
@@ -110,37 +107,38 @@ class Encoder(nn.Module):
         structural_mean, structural_logvar = self.structural_head(hidden).float().chunk(2, dim=-1)
         latents_mean, latents_logvar = self.latents_head(queries).float().chunk(2, dim=-1)
         error = self.error_head(queries.detach()).float()[..., 0]
-        if self.config.pca:
-            with torch.autocast(flat.device.type, enabled=False):
-                # what the components leave is a hundredth of what they hold: bfloat16 would drown it
-                linear = self.pca(flat.float())  # (B, N, Zs + Z)
-            size = self.config.structural_channels
-            structural = linear[..., :size]
-            latents = gather_positions(linear[..., size:], anchors)
-            structural_mean = structural_mean + structural.reshape(batch, groups, height, width, size)
-            latents_mean = latents_mean + latents
-            error = error + self.linear_error(flat, structural, latents, anchors, is_key, height * width)
+        if transform is not None and coefficients is not None:
+            # what the ViT adds goes in before the transform, where a channel means the same in every group
+            added = self.coefficients_head(hidden).float() * transform.remainder_std
+            coefficients = coefficients.reshape(*hidden.shape[:4], -1)
+            structural, layers = transform.analyse(coefficients + added, is_key)
+            layers = gather_positions(layers.flatten(1, 3), anchors)
+            structural_mean = structural_mean + structural
+            latents_mean = latents_mean + layers
+            error = error + linear_error(patches, structural, layers, anchors, is_key, transform)
         return EncoderOutput(structural_mean, structural_logvar, latents_mean, latents_logvar, error)
 
-    def linear_error(
-        self, flat: Tensor, structural: Tensor, latents: Tensor, anchors: Tensor, is_key: Tensor, area: int
-    ) -> Tensor:
-        """log-MSE that the linear start alone would leave after each prefix, (B, K): what the error head corrects.
 
-        Energy of the patches less that of the structural components, less the latents' one after the other
-        (Parseval). Group 0 holds one frame four times, so it counts a quarter; a continuation clip's is given.
-        """
-        first = torch.where(is_key, 0.25, 0.0)[:, None]  # (B, 1)
-        variance = self.pca_variance.float()
-        size = self.config.structural_channels
-        energy = (flat.detach().float() - self.pca_mean).square().sum(-1)
-        energy = energy - (structural.detach().square() * variance[:size]).sum(-1)  # (B, N)
-        at_start, after = energy[:, :area].sum(1, keepdim=True), energy[:, area:].sum(1, keepdim=True)
-        gain = (latents.detach().square() * variance[size:]).sum(-1)  # (B, K)
-        gain = torch.where(anchors < area, first * gain, gain)
-        left = first * at_start + after - torch.cumsum(gain, dim=1)
-        values = PATCH_VALUES * (energy.shape[1] - area + area * first)
-        return (left / values).clamp(min=ERROR_FLOOR).log()
+def linear_error(
+    patches: Tensor, structural: Tensor, latents: Tensor, anchors: Tensor, is_key: Tensor, transform: PatchTransform
+) -> Tensor:
+    """log-MSE that the linear transform alone would leave after each prefix, (B, K): what the error head corrects.
+
+    Energy of the patches less that of the structural latents, less the 1D latents' one after the other (Parseval).
+    """
+    groups, height, width = patches.shape[1:4]
+    structural, latents = structural.detach().float(), latents.detach().float()
+    first = torch.arange(groups, device=patches.device) == 0
+    share = torch.where(first, torch.where(is_key[:, None], FIRST_GROUP, 0.0), 1.0)  # (B, Tg)
+    energy = (patches.detach().float() - transform.mean).square().sum(dim=(2, 3, 4))  # (B, Tg)
+    std = transform.tables(groups, is_key)[1]  # (B, Tg, Zs + Z)
+    size = structural.shape[-1]
+    kept = (structural * std[:, :, None, None, :size]).square().sum(dim=(1, 2, 3, 4))  # (B,)
+    layer = anchors // (height * width)
+    gain = (latents * gather_positions(std[..., size:], layer)).square().sum(-1)  # (B, K)
+    left = ((share * energy).sum(1) - kept)[:, None] - torch.cumsum(gain, dim=1)
+    values = PATCH_VALUES * height * width * share.sum(1, keepdim=True)
+    return (left / values).clamp(min=ERROR_FLOOR).log()
 
 
 class EncoderBlock(Block):

@@ -50,12 +50,16 @@ def loss_weight(t: Tensor) -> Tensor:
 
 
 def sample_time(batch: int, *, p_full: float, generator: torch.Generator) -> Tensor:
-    """Times (batch,): 1 with probability `p_full`, else 90 % logit-normal(0, 1), 10 % uniform (the thick tails)."""
-    kind = torch.rand(batch, generator=generator)
-    normal = torch.sigmoid(torch.randn(batch, generator=generator))
-    uniform = torch.rand(batch, generator=generator)
-    thick = torch.where(torch.rand(batch, generator=generator) < 0.9, normal, uniform)
-    return torch.where(kind < p_full, torch.ones(batch), thick.clamp(MIN_SCHEDULE_TIME, 1.0))
+    """Times (batch,) where the generator is: 1 with probability `p_full`, else 90 % logit-normal(0, 1), 10 % uniform.
+
+    The uniform part are thick tails: without it times near 0 and 1 would hardly be seen.
+    """
+    device = generator.device
+    kind = torch.rand(batch, generator=generator, device=device)
+    normal = torch.sigmoid(torch.randn(batch, generator=generator, device=device))
+    uniform = torch.rand(batch, generator=generator, device=device)
+    thick = torch.where(torch.rand(batch, generator=generator, device=device) < 0.9, normal, uniform)
+    return torch.where(kind < p_full, torch.ones_like(kind), thick.clamp(MIN_SCHEDULE_TIME, 1.0))
 
 
 def schedule(num_steps: int) -> list[float]:

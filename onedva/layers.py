@@ -1,4 +1,4 @@
-"""The parts every transformer here is made of: 3D rotary positions, attention, MLP, time and resolution embeddings."""
+"""Parts of every transformer here: 3D rotary positions, attention, blocks, time and resolution embeddings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ ROPE_PAIRS = (8, 12, 12)  # rotated pairs of a head's 64 channels that follow t,
 ROPE_BASE = 100.0  # longest wavelength ≈ 600 positions: frames up to 9600 pixels wide stay distinguishable
 RESOLUTION_FEATURES = 16
 TIME_CHANNELS = 64
+BLOCK_MODULATIONS = 6  # shift, scale, gate of attention and of MLP
 
 
 def grid_positions(groups: int, height: int, width: int, device: torch.device) -> Tensor:
@@ -113,6 +114,67 @@ class Block(nn.Module):
         query, key, value = self.attention.project(self.attention_norm(hidden), rotations)
         hidden = hidden + self.attention.out(self.attention(query, key, value))
         return hidden + self.mlp(self.mlp_norm(hidden))
+
+
+class LatentKeys(nn.Module):
+    """Keys and values of the 1D latents for one diffusion block: (B, K, D) → (B, 2, heads, K, 64)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.key_norm = norm(HEAD_DIM)
+
+    keys_values = Attention.keys_values
+
+    def forward(self, tokens: Tensor, rotations: Tensor) -> Tensor:
+        key, value = self.keys_values(tokens, rotations)
+        return torch.stack([key.to(value.dtype), value], dim=1)
+
+
+class DiffusionBlock(nn.Module):
+    """DiT block whose modulation is shared by all, but for a small offset of its own (PixArt-α's AdaLN-single)."""
+
+    def __init__(self, width: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.attention_norm = norm(width)
+        self.attention = Attention(width)
+        self.mlp_norm = norm(width)
+        self.mlp = MLP(width, mlp_ratio)
+        self.offset = nn.Parameter(torch.zeros(BLOCK_MODULATIONS, width))
+
+    def modulation(self, shared: Tensor) -> Tensor:
+        """shared (B, Tg, 6·D) → (6, B, Tg, 1, D): shift, scale, gate of attention, then of MLP."""
+        return rearrange(shared + self.offset.reshape(-1), "b t (m d) -> m b t 1 d", m=BLOCK_MODULATIONS)
+
+    def feed(self, hidden: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        return hidden + (1 + gate) * self.mlp(self.mlp_norm(hidden) * (1 + scale) + shift)
+
+    def forward(self, hidden: Tensor, shared: Tensor, rotations: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """hidden (B, Tg, P, D); key, value (B, heads, K, 64) of the 1D latents join as extra keys."""
+        shift, scale, gate, *feed = self.modulation(shared)
+        seen = rearrange(self.attention_norm(hidden) * (1 + scale) + shift, "b t p d -> b (t p) d")
+        query, own_key, own_value = self.attention.project(seen, rotations)
+        own_key = own_key.to(own_value.dtype)
+        keys = torch.cat([own_key, key.to(own_key.dtype)], dim=2)
+        values = torch.cat([own_value, value.to(own_value.dtype)], dim=2)
+        seen = self.attention.out(self.attention(query, keys, values)).reshape(hidden.shape)
+        return self.feed(hidden + (1 + gate) * seen, *feed)
+
+    def in_context(self, hidden: Tensor, tokens: Tensor, shared: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (B, Tg, P, D) and tokens (B, 1, M, D) as one sequence; tokens sit at the last group's time."""
+        modulation = self.modulation(shared)
+        token_modulation = modulation[:, :, -1:]
+        parts = []
+        for part, (shift, scale) in ((hidden, modulation[:2]), (tokens, token_modulation[:2])):
+            part = self.attention_norm(part) * (1 + scale) + shift
+            parts.append(rearrange(part, "b t p d -> b (t p) d"))
+        query, key, value = self.attention.project(torch.cat(parts, dim=1), rotations)
+        seen = self.attention.out(self.attention(query, key, value))
+        count = parts[0].shape[1]
+        hidden = hidden + (1 + modulation[2]) * seen[:, :count].reshape(hidden.shape)
+        tokens = tokens + (1 + token_modulation[2]) * seen[:, count:].reshape(tokens.shape)
+        return self.feed(hidden, *modulation[3:]), self.feed(tokens, *token_modulation[3:])
 
 
 class ResolutionTokens(nn.Module):

@@ -1,8 +1,8 @@
-"""What is best found in closed form, before and beside gradient steps: principal components of patches, and a linear
-prediction of what they leave in a patch from the latents around it.
+"""What is best found in closed form, before any gradient step: principal components of patches and of columns of them
+(`onedva.transform`), and a linear prediction of what they leave in a patch from the patches around it.
 
-Both are least-squares fits on training clips. The principal components alone are the *linear floor* that training is
-held against (`onedva eval --floor`); the neighbours are part of training, since they are not in the floor's channels.
+All are least-squares fits on training clips. Principal components of single patches, with the latents where there is
+most detail, are the *linear floor* that training is held against (`onedva eval --floor`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from onedva.config import OneDVAConfig
+from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva.data import Clip
+from onedva.decoder import share_of_usual, share_sent
 from onedva.model import OneDVA, to_video
 from onedva.patches import PatchPCA, PatchStatistics, patchify
+from onedva.transform import FIRST_GROUP, PatchTransform
 from onedva_runtime import placement
 
 CROP = 256
 RIDGE = 1e-2  # of the mean squared neighbour value per row; keeps rarely seen combinations near zero
-ERROR_SCALE = 0.001  # MSE on [-1, 1] at which a crop's weight is half of its most
-FIRST_GROUP = 0.25  # weight of group 0, whose four frames are one
+ERROR_SCALE = 0.002  # MSE on [-1, 1] at which a crop's weight is half of its most
+CONTEXT_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SMALLEST_STD = 1e-4  # of a latent; keeps directions that training clips never used from dividing by zero
 
 
 def random_crops(clips: Sequence[Clip], *, frames: int, per_clip: int, seed: int) -> Iterator[Tensor]:
@@ -46,66 +50,199 @@ def fit_pca(clips: Sequence[Clip], components: int, *, per_clip: int = 4, seed: 
     return statistics.pca(components)
 
 
-def linear_model(config: OneDVAConfig, clips: Sequence[Clip]) -> OneDVA:
-    """The linear floor as a model: principal components of `clips`, everything trained at zero."""
-    torch.manual_seed(0)
+def linear_start(config: OneDVAConfig, clips: Sequence[Clip], *, pca: PatchPCA | None = None, seed: int = 0) -> OneDVA:
+    """A model whose linear parts are fit to `clips` and whose transformers are random, their last layers zero.
+
+    pca: components already found (at least `config.components` of them).
+    """
+    torch.manual_seed(seed)
     model = OneDVA(config)
-    model.start_from_pca(fit_pca(clips, config.structural_channels + config.latent_channels))
+    fit_transform(model, clips, fit_pca(clips, config.components) if pca is None else pca)
+    fit_neighbours(model, clips)
+    fit_log_variance(model, clips)
+    fit_context(model, clips)
     return model
 
 
-def row_weights(left: Tensor, *, area: int) -> Tensor:
-    """Weight of each position (N, 1) of a crop with errors `left` (N, 3072); `area` positions are group 0.
+def crop_weight(error: Tensor) -> Tensor:
+    """PSNR is a logarithm: a crop counts by the share of its error that is removed, so one with little weighs more."""
+    return ERROR_SCALE / (error + ERROR_SCALE)
 
-    PSNR is a logarithm: a crop counts by the share of its error that is removed, so one with little error weighs more.
+
+@torch.inference_mode()
+def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 4, seed: int = 2) -> None:
+    """Set a model's transform, in place: `pca` as its basis, and along time the principal directions of columns.
+
+    One covariance over columns of the longest clips serves every smaller number of groups: its blocks.
     """
-    weights = torch.ones(len(left), 1)
-    weights[:area] = FIRST_GROUP
-    return weights * (ERROR_SCALE / (left.square().mean() + ERROR_SCALE))
+    transform, config = model.transform, model.config
+    if transform is None:
+        raise ValueError("this configuration has no linear start: it needs pca=True")
+    transform.basis.copy_(pca.components[: config.components])
+    transform.mean.copy_(pca.mean)
+    groups, size = transform.max_groups, transform.components
+    covariance = torch.zeros(groups * size, groups * size, dtype=torch.float64)
+    total = 0.0
+    for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed):
+        patches = patchify(video)
+        coefficients = transform.coefficients(patches)
+        kept = coefficients[..., : config.structural_channels].square().sum(-1)
+        error = ((patches - transform.mean).square().sum(-1) - kept).mean() / PATCH_VALUES
+        columns = rearrange(coefficients, "1 t h w r -> (h w) (t r)")
+        weight = crop_weight(error).item()
+        covariance += weight * (columns.T @ columns)
+        total += weight * len(columns)
+    covariance = (covariance / total).float()
+    of_groups = covariance.diagonal().reshape(groups, size)
+    transform.coefficient_std.copy_(of_groups.mean(0).sqrt().clamp(min=SMALLEST_STD))
+    set_directions(transform, covariance)
+    # the remainder once structural latents and the first layer are there: the scale of what is left to predict
+    first = torch.zeros(groups, transform.channels, dtype=torch.bool)
+    first[:, : config.structural_channels] = True
+    first[0] = True
+    directions, std, weight = transform.tables(groups, torch.ones(1, dtype=torch.bool))
+    scaled = (directions * std.flatten(1)[:, :, None])[0][first.flatten()] / weight.flatten().repeat_interleave(size)
+    left = (of_groups - scaled.square().sum(0).reshape(groups, size)).clamp(min=0)
+    transform.remainder_std.copy_(left.mean(0).sqrt().clamp(min=SMALLEST_STD))
+
+
+def set_directions(transform: PatchTransform, covariance: Tensor) -> None:
+    """Fill the tables of `transform`: eigenvectors, strongest first, of blocks of the columns' covariance (Tg·R)²."""
+    size, structural = transform.components, transform.structural_channels
+    key_at = row_at = 0
+    for is_key in (True, False):
+        for groups in range(1, transform.max_groups + is_key):
+            start = 0 if is_key else size
+            block = covariance[start : start + groups * size, start : start + groups * size]
+            scale = torch.ones(groups, size)
+            if is_key:
+                scale[0] = FIRST_GROUP**0.5
+            energy, vectors = torch.linalg.eigh(block * scale.flatten() * scale.flatten()[:, None])
+            count = groups * transform.channels
+            energy, vectors = energy.flip(0)[:count], vectors.flip(1)[:, :count].T  # (Tg·C, Tg·R)
+            # eigenvectors have no sign of their own: make the largest entry positive, so a refit gives the same latents
+            largest = vectors.abs().argmax(dim=1, keepdim=True)
+            vectors = vectors * torch.sign(vectors.gather(1, largest))
+            # the strongest are structural, dealt out so that every group gets strong ones; then layer after layer
+            dealt = torch.arange(groups * structural).reshape(structural, groups).T
+            layers = torch.arange(groups * structural, count).reshape(groups, -1)
+            order = torch.cat([dealt, layers], dim=1)  # (Tg, C)
+            directions = rearrange(vectors[order], "i c (j r) -> (i j) c r", j=groups)
+            transform.directions[key_at : key_at + groups * groups] = directions
+            std = energy.clamp(min=SMALLEST_STD**2).sqrt()[order]
+            transform.latent_std[row_at : row_at + groups] = std
+            key_at, row_at = key_at + groups * groups, row_at + groups
 
 
 @torch.inference_mode()
 def fit_neighbours(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 3, seed: int = 1) -> None:
-    """Set `preview_neighbours` and `preview_out` of a model, in place, to the best linear prediction of rank
-    `preview_rank` of what its other linear parts leave, over 1D lengths from none to all.
-
-    Reduced-rank regression (Izenman 1975): ridge regression, then the strongest directions of what it predicts.
-    """
-    decoder, config = model.decoder, model.config
+    """Set `preview_neighbours` of a model, in place, to the best linear prediction (ridge regression) of what the
+    transform leaves of the coefficients, from the coefficients around them, over 1D lengths from none to all."""
+    decoder, config, transform = model.decoder, model.config, model.transform
+    if transform is None:
+        raise ValueError("this configuration has no linear start: it needs pca=True")
     random = np.random.default_rng(seed)
     products = targets = torch.zeros(0)
     for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed):
         grid = placement.grid_of(*video.shape[2:])
         z = model.encode(video, tokens=random_length(random, grid, config)).latent_dist.mode()
-        count = z.latents.shape[1]
-        anchors = z.anchors if count else z.anchors.new_zeros(1, 1)
-        latents = z.latents if count else z.latents.new_zeros(1, 1, config.latent_channels)
-        has_latents = torch.tensor([count > 0])
-        placed = latents.new_zeros(1, grid[0] * grid[1] * grid[2], config.latent_channels)
-        placed = placed.scatter_add(1, anchors[..., None].expand_as(latents), latents)
-        near, sent = decoder.neighbourhood(z.structural, placed, anchors, has_latents, z.is_key)
-        linear = decoder.structural_pca(z.structural.reshape(1, near.shape[1], -1)) + decoder.latents_pca(placed)
-        left = patchify(video).reshape(linear.shape) - linear
-        weights = row_weights(left[0], area=grid[1] * grid[2])
-        rows = torch.cat([near, sent * near], dim=-1)[0]  # a position's own 1D latent changes what is left to predict
+        layers = z.latents.new_zeros(1, grid[0] * grid[1] * grid[2], config.latent_channels)
+        layers = layers.scatter_add(1, z.anchors[..., None].expand_as(z.latents), z.latents).reshape(1, *grid, -1)
+        decoded = transform.synthesise(z.structural, layers, z.is_key)
+        sent = share_sent(z.anchors, torch.ones(1, dtype=torch.bool), (1, *grid))
+        near = decoder.neighbourhood(decoded / transform.coefficient_std, sent, z.is_key)
+        left = transform.coefficients(patchify(video)) - decoded
+        weights = crop_weight(left.square().sum(-1).mean() / PATCH_VALUES).expand(grid).clone()
+        weights[0] *= FIRST_GROUP
+        weights = weights.reshape(-1, 1)
+        rows = torch.cat([near, sent * near], dim=-1).flatten(0, 3)  # what was sent changes what is left to predict
+        left = (left / transform.remainder_std).flatten(0, 3)
         if not products.numel():
-            products, targets = torch.zeros(rows.shape[1], rows.shape[1]), torch.zeros(rows.shape[1], left.shape[2])
+            products, targets = torch.zeros(rows.shape[1], rows.shape[1]), torch.zeros(rows.shape[1], left.shape[1])
         products += rows.T @ (weights * rows)
-        targets += rows.T @ (weights * left[0])
+        targets += rows.T @ (weights * left)
     products, targets = products.double(), targets.double()
     products += RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=torch.float64)
-    solution = torch.linalg.solve(products, targets)  # (2 · neighbours, 3072)
-    fitted = torch.linalg.cholesky(products).T @ solution  # the prediction in coordinates where rows are white
-    energy, left_vectors = torch.linalg.eigh(fitted @ fitted.T)  # smaller than the 3072² of the other side
-    energy, left_vectors = energy.flip(0)[: config.preview_rank], left_vectors.flip(1)[:, : config.preview_rank]
-    directions = fitted.T @ left_vectors / energy.clamp(min=1e-12).sqrt()  # (3072, rank), orthonormal
-    coefficients = (solution @ directions).float()
-    always, where_sent = coefficients.chunk(2)
+    always, where_sent = torch.linalg.solve(products, targets).float().chunk(2)
     decoder.preview_neighbours.weight.copy_(torch.cat([always, where_sent], dim=1).T)
-    decoder.preview_out.weight.copy_(directions.float())
+
+
+@torch.inference_mode()
+def fit_log_variance(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 2, seed: int = 3) -> None:
+    """Set `log_variance` of a model's decoder, in place: least squares from the stem's context, random as it may be, to
+    the logarithm of what the preview leaves of a patch. It decides how much noise later steps keep as texture."""
+    decoder, transform, config = model.decoder, model.transform, model.config
+    if transform is None:
+        raise ValueError("this configuration has no linear start: it needs pca=True")
+    random = np.random.default_rng(seed)
+    size = config.width + 1
+    products, targets = torch.zeros(size, size), torch.zeros(size, 1)
+    for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed):
+        grid = placement.grid_of(*video.shape[2:])
+        condition = model.condition(model.encode(video, tokens=random_length(random, grid, config)).latent_dist.mode())
+        left = (patchify(video - condition.preview) @ transform.basis.T) / transform.remainder_std
+        rows = condition.context[..., : config.width].flatten(0, 3)
+        rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+        products += rows.T @ rows
+        targets += rows.T @ left.square().mean(-1).clamp(min=1e-3).log().reshape(-1, 1)
+    solution = torch.linalg.solve(products + RIDGE * products.diagonal().mean() * torch.eye(size), targets)
+    decoder.log_variance.weight.copy_(solution[:-1].T)
+    decoder.log_variance.bias.copy_(solution[-1])
+
+
+@torch.inference_mode()
+def fit_context(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 2, seed: int = 4) -> None:
+    """Set `context_gain` and `context_scale` of a model's decoder, in place: how much of what a context frame shows
+    beyond the preview a continuation clip keeps. Least squares per group and component, the scale from a few."""
+    decoder, transform, config = model.decoder, model.transform, model.config
+    if transform is None:
+        raise ValueError("this configuration has no linear start: it needs pca=True")
+    frames = config.clip_frames
+    long = [clip for clip in clips if clip.frames.shape[0] >= 2 * frames - 1]
+    if not long:
+        return  # clips too short for a pair leave continuation clips to training
+    random = np.random.default_rng(seed)
+    products, squares = torch.zeros(2, len(CONTEXT_SCALES), transform.max_groups, transform.components)
+    for video in random_crops(long, frames=2 * frames - 1, per_clip=per_clip, seed=seed):
+        before, video = video[:, :, :frames], video[:, :, frames - 1 :]
+        tokens = random_length(random, placement.grid_of(*video.shape[2:]), config)
+        given = model.condition(model.encode(before, tokens=tokens).latent_dist.mode()).preview[:, :, -1:]
+        z = model.encode(video, tokens=tokens, is_key=torch.zeros(1, dtype=torch.bool)).latent_dist.mode()
+        context = model.condition(z).context.flatten(2, 3)
+        hidden, preview = context.split([config.width, transform.components], dim=-1)
+        local = decoder.log_variance(hidden).clamp(-6.0, 6.0).exp()
+        left = transform.coefficients(patchify(video).flatten(2, 3)) - preview
+        weight = crop_weight(left[:, 1:].square().sum(-1).mean() / PATCH_VALUES)
+        beyond = transform.coefficients(patchify(given).flatten(2, 3)) - preview  # (1, Tg, P, R)
+        differs = share_of_usual(beyond, transform) / local
+        for index, scale in enumerate(CONTEXT_SCALES):
+            shown = beyond / (1 + (differs / scale).square())
+            products[index] += weight * (shown * left)[0].sum(1)
+            squares[index] += weight * shown.square()[0].sum(1)
+    gain = (products / squares.clamp(min=1e-9)).clamp(0.0, 1.0)
+    gain[:, 0] = 0.0
+    removed = (2 * gain * products - gain.square() * squares).sum(dim=(1, 2))
+    best = int(removed.argmax())
+    decoder.context_gain.copy_(gain[best])
+    decoder.context_scale.fill_(CONTEXT_SCALES[best])
 
 
 def random_length(random: np.random.Generator, grid: tuple[int, int, int], config: OneDVAConfig) -> int:
     """A number of 1D latents: none, a sixteenth, a quarter, half or all of what the clip can carry."""
     share = random.choice([0.0, 2.0**-4, 2.0**-2, 2.0**-1, 1.0], p=[0.25, 0.1, 0.2, 0.1, 0.35])
     return int(share * placement.longest(grid, max_tokens=config.trained_tokens))
+
+
+def floor_error(frames: np.ndarray, pca: PatchPCA, *, tokens: int, structural_channels: int) -> float:
+    """Mean squared error on [-1, 1] of the linear floor on one clip (T, H, W, 3) uint8.
+
+    Every patch keeps its first components; `tokens` patches, those with most detail, keep all of `pca`'s.
+    """
+    patches = patchify(to_video(torch.from_numpy(frames)[None]))[0] - pca.mean
+    coefficients = (patches @ pca.components.T).square()
+    left = patches.square().sum(-1) - coefficients[..., :structural_channels].sum(-1)
+    detail = torch.from_numpy(placement.detail_map(frames).reshape(-1))
+    chosen = detail.argsort(descending=True, stable=True)[:tokens]
+    left.view(-1)[chosen] -= coefficients[..., structural_channels:].sum(-1).view(-1)[chosen]
+    left[0] *= FIRST_GROUP
+    return (left.sum() / frames.size).item()

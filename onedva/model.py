@@ -21,7 +21,7 @@ from onedva import flow
 from onedva.config import OneDVAConfig
 from onedva.decoder import Condition, Decoder
 from onedva.encoder import Encoder, EncoderOutput
-from onedva.patches import PatchPCA
+from onedva.transform import PatchTransform
 from onedva_runtime import placement
 
 
@@ -91,15 +91,9 @@ class OneDVA(nn.Module):
     def __init__(self, config: OneDVAConfig) -> None:
         super().__init__()
         self.config = config
+        self.transform = PatchTransform(config) if config.pca else None
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-
-    def start_from_pca(self, pca: PatchPCA) -> None:
-        """Set encoder and preview to principal components: the strongest are structural, the next the 1D latents'."""
-        if not (self.config.pca and self.config.preview):
-            raise ValueError("this configuration has no linear start: it needs pca=True and preview=True")
-        self.encoder.start_from_pca(pca)
-        self.decoder.start_from_pca(pca)
 
     @property
     def parameters_count(self) -> int:
@@ -116,7 +110,8 @@ class OneDVA(nn.Module):
     ) -> EncodeOutput:
         """Posterior over the latents of a batch of clips.
 
-        video: (B, 3, T, H, W) in [-1, 1], T = 1 + 4n, any H and W (padded to multiples of 16 by edge replication).
+        video: (B, 3, T, H, W) in [-1, 1], T = 1 + 4n up to `config.clip_frames`, any H and W (padded to multiples of 16
+        by edge replication).
         tokens: how many 1D latents; default all the model and the clip have. Rounded up to `config.length_multiple`.
         anchors: (B, K) int64 grid indices instead of the ones the detail map gives. is_key: (B,) bool, default all key.
         Raises ValueError for other shapes, or for anchors that are not distinct positions of the grid.
@@ -126,6 +121,8 @@ class OneDVA(nn.Module):
         size = (video.shape[3], video.shape[4])
         video = pad_to_patches(video)
         grid = placement.grid_of(*video.shape[2:])
+        if video.shape[2] > self.config.clip_frames:
+            raise ValueError(f"a clip has up to {self.config.clip_frames} frames in this model, got {video.shape[2]}")
         if is_key is None:
             is_key = torch.ones(video.shape[0], dtype=torch.bool, device=video.device)
         if anchors is None:
@@ -133,7 +130,7 @@ class OneDVA(nn.Module):
         else:
             check_anchors(anchors, grid=grid, queries=self.config.queries)
         resolution = torch.tensor([[*video.shape[2:], fps]], device=video.device).float().expand(video.shape[0], 4)
-        output = self.encoder(video, resolution, is_key, anchors)
+        output = self.encoder(video, resolution, is_key, anchors, self.transform)
         return EncodeOutput(HybridPosterior(output, anchors, is_key, resolution, size))
 
     def anchors_of(self, video: Tensor, *, tokens: int | None, is_key: Tensor) -> Tensor:
@@ -161,7 +158,9 @@ class OneDVA(nn.Module):
             latents = latents.new_zeros(batch, 1, latents.shape[2])
             anchors = anchors.new_zeros(batch, 1)
         has_latents = torch.full((batch,), count > 0, device=latents.device)
-        return self.decoder.condition(z.structural, latents, anchors, has_latents, z.resolution, z.is_key)
+        return self.decoder.condition(
+            z.structural, latents, anchors, has_latents, z.resolution, z.is_key, self.transform
+        )
 
     def decode(
         self,
@@ -196,7 +195,9 @@ class OneDVA(nn.Module):
             given = pad_to_patches(context_frame[:, :, None])
             start = torch.where(z.is_key[:, None, None, None, None], noise[:, :, :1], given)
             noise = torch.cat([start, noise[:, :, 1:]], dim=2)
-        video = flow.euler(lambda x, t: self.decoder.velocity(x, generated * t, condition), noise, times)
+        video = flow.euler(
+            lambda x, t: self.decoder.velocity(x, generated * t, condition, self.transform), noise, times
+        )
         return DecodeOutput(crop(video, z.size))
 
     def forward(
@@ -216,14 +217,14 @@ class OneDVA(nn.Module):
         """
         count = anchors.shape[1]
         asked = anchors if count else anchors.new_zeros(anchors.shape[0], 1)
-        posterior = self.encoder(video, resolution, is_key, asked)
+        posterior = self.encoder(video, resolution, is_key, asked, self.transform)
         structural, latents = posterior.structural_mean, posterior.latents_mean
         if sample_posterior:
             structural = draw(structural, posterior.structural_logvar)
             latents = draw(latents, posterior.latents_logvar)
         has_latents = torch.full((video.shape[0],), count > 0, device=video.device)
-        condition = self.decoder.condition(structural, latents, asked, has_latents, resolution, is_key)
-        return TrainingOutput(posterior, condition.preview, self.decoder.video(noisy, t, condition))
+        condition = self.decoder.condition(structural, latents, asked, has_latents, resolution, is_key, self.transform)
+        return TrainingOutput(posterior, condition.preview, self.decoder.video(noisy, t, condition, self.transform))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (see `onedva.checkpoint.save_model`)."""

@@ -22,7 +22,9 @@ def unpatchify(patches: Tensor) -> Tensor:
     video = rearrange(
         patches, "b t h w (f p q c) -> b c (t f) (h p) (w q)", f=PATCH_FRAMES, p=PATCH_SIZE, q=PATCH_SIZE, c=3
     )
-    return torch.cat([video[:, :, :PATCH_FRAMES].mean(dim=2, keepdim=True), video[:, :, PATCH_FRAMES:]], dim=2)
+    # split, not slices: the gradient of a slice is a whole video of zeros first
+    first, others = video.split([PATCH_FRAMES, video.shape[2] - PATCH_FRAMES], dim=2)
+    return torch.cat([first.mean(dim=2, keepdim=True), others], dim=2)
 
 
 @dataclass(frozen=True)

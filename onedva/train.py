@@ -1,279 +1,296 @@
 """The training loop, top to bottom.
 
     onedva train --clips FOLDER -o runs/tiny --minutes 75
+    torchrun --nproc-per-node 8 -m onedva.cli train --clips SHARDS -o runs/large --preset large --sharded
 
-One step: a batch of crops, their anchors, a number of latents, a time and noise; flow loss on x̂, preview loss on the
-stem, a little KL; Muon on the matrices inside blocks, AdamW on the rest; an average of the weights for release.
+One step: batches of crops, their losses (`onedva.steps`, by stage), one update by Muon and AdamW and of the averaged
+weights that evaluation and release use. The same loop runs in one process or many.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from onedva import flow, losses
+from onedva.alignment import AlignmentHeads
 from onedva.calibrate import calibrate_density
-from onedva.checkpoint import load_model, load_training, save_training, save_weights
+from onedva.checkpoint import (
+    TRAINING,
+    copy_into,
+    load_model,
+    load_training,
+    part_of,
+    save_model,
+    save_training,
+    save_weights,
+    write_whole,
+)
 from onedva.config import OneDVAConfig, TrainConfig
-from onedva.data import Batch, ClipSampler, load_clips
-from onedva.evaluate import as_json, evaluate, mean_by_length
-from onedva.linear_start import fit_neighbours, linear_model
-from onedva.model import OneDVA, TrainingOutput
-from onedva.optim import Optimizers
-from onedva_runtime import placement
+from onedva.data import Batch, Clip, ClipSampler, batches, load_clips
+from onedva.distributed import World, bf16_is_faster, end_world, mean_over, start_world, wait, whole, wrap
+from onedva.evaluate import as_json, evaluate, mean_by_length, reconstructions, strip
+from onedva.linear_start import linear_start
+from onedva.model import OneDVA
+from onedva.optim import Optimizers, is_trained
+from onedva.perceptual import load_lpips, load_siglip
+from onedva.steps import TrainingStep
+from onedva.tracking import Tracker
 
 logger = logging.getLogger("onedva")
+
+TEACHER = "teacher"  # the folder in a run's own with what stage distill follows
 
 
 def run(
     *,
-    clips: Path,
+    clips: str | Path,
     output: Path,
     model: OneDVAConfig,
     train: TrainConfig,
-    start: Path | None = None,
+    start: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    device: str | None = None,
 ) -> dict[int, float]:
-    """Train `model` on the train split of a folder of videos and leave the averaged weights in `output`.
+    """Train `model` on the train split of a folder of videos or shards and leave the averaged weights in `output`.
 
-    Returns the mean dev PSNR per latent length at the end (empty without a dev split). start: a model folder whose
-    weights and configuration to begin from, instead of `model`'s linear start. resume: go on from `output`.
-    Raises FileNotFoundError for missing clips or nothing to resume, FileExistsError for an output already begun.
+    Returns the mean dev PSNR per latent length at the end (empty without a dev split, and on all processes but the
+    first). start: a model whose weights and configuration to begin from, instead of `model`'s linear start. resume: go
+    on from `output`, in the same stage or another. device: "cpu" or "cuda", default what is there. Raises
+    FileNotFoundError for missing clips or nothing to resume, FileExistsError for an output already begun,
+    FloatingPointError when loss or gradient stop being finite, with the batch saved beside the checkpoint.
     """
-    if not resume and (output / "training.safetensors").exists():
+    if (output / TRAINING).exists() and not resume:
         raise FileExistsError(f"{output} already holds a run: resume it, or choose another folder")
-    torch.manual_seed(train.seed)
-    data = load_clips(clips, split="train", minimum_frames=train.frames)
+    if resume and not (output / TRAINING).exists():
+        raise FileNotFoundError(f"nothing to resume: {output / TRAINING} is missing")
+    if train.stage == "distill" and start is None and not resume:
+        raise ValueError("stage distill follows a trained model: give one to start from")
+    world = start_world(device)
     try:
-        dev = load_clips(clips, split="dev", minimum_frames=train.frames)
-    except FileNotFoundError:
-        dev = []
-    sampler = ClipSampler(
-        data,
-        frames=train.frames,
-        sizes=train.sizes,
-        positions_per_batch=train.positions_per_batch,
-        seed=train.seed,
-    )
+        torch.manual_seed(train.seed)
+        start = output if resume else start
+        network = load_model(start).train() if start is not None else None  # before the videos: it may fail
+        train.check(network.config if network else model)
+        longest = max(frames for frames, _ in train.frames)
+        data = load_clips(clips, split="train", minimum_frames=longest, workers=train.workers)
+        network = network or first_model(data, model, train)
+        loop = Loop(network, train, world, output, resume=resume)
+        dev = dev_clips(clips, minimum_frames=network.config.clip_frames) if world.main else []
+        return loop.run(data, dev, quiet=quiet)
+    finally:
+        end_world(world)
+
+
+def first_model(data: list[Clip] | Any, model: OneDVAConfig, train: TrainConfig) -> OneDVA:
+    """The weights a run begins from: a linear start on `data`, or random ones."""
     model = replace(model, policy_density=calibrate_density(data, model))
-    network = OneDVA(model)
-    if start is not None:
-        network = load_model(start).train()
-        model = network.config
-    elif model.pca and model.preview and not resume:
-        network = linear_model(model, data)
-        fit_neighbours(network, data)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not train.only or name.startswith(train.only))
-    average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    optimizers = Optimizers(network, train)
-    step, elapsed = 0, 0.0
-    if resume:
-        step, elapsed = restore(output, network, average, optimizers)
-    bf16 = bf16_is_faster()
-    logger.info("%.1f M parameters, %d videos, bf16 %s", network.parameters_count / 1e6, len(data), bf16)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "train.json").write_text(json.dumps({**asdict(train), "model": asdict(model)}, indent=2) + "\n")
+    if model.pca and train.linear_start:
+        return linear_start(model, data, seed=train.seed).train()
+    network = OneDVA(model).train()
+    if network.transform is not None:
+        network.transform.start_random()
+    return network
 
-    def save() -> None:
-        save_weights(average, model, output)
-        tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+
+def dev_clips(clips: str | Path, *, minimum_frames: int) -> list[Clip] | Any:
+    """The dev split, or nothing where there is none."""
+    try:
+        return load_clips(clips, split="dev", minimum_frames=minimum_frames)
+    except FileNotFoundError:
+        return []
+
+
+class Loop:
+    """What a run holds between steps, and the steps."""
+
+    def __init__(self, network: OneDVA, train: TrainConfig, world: World, output: Path, *, resume: bool) -> None:
+        self.train, self.world, self.output = train, world, output
+        self.config = network.config
+        tensors, facts = load_training(output) if resume else ({}, {})
+        resume = facts.get("stage") == train.stage  # another stage begins its own schedule, from the averaged weights
+        # measured once a run: a resumed one must compute what an uninterrupted one would, and all processes the same
+        faster = facts.get("bf16", world.device.type == "cuda" or bf16_is_faster())
+        self.bf16 = mean_over({"bf16": float(faster)}, world)["bf16"] > 0.5
+        teacher = None
+        if train.stage == "distill":
+            teacher = load_model(output / TEACHER) if resume else copy.deepcopy(network)
+            teacher.eval().requires_grad_(False)
+            if world.main and not resume:
+                save_model(teacher, output / TEACHER)
+        siglip, lpips = (load_siglip(train.siglip), load_lpips(train.lpips)) if train.stage == "joint" else (None, None)
+        heads = AlignmentHeads(self.config, repa_channels=siglip.channels if siglip else None)
+        module = TrainingStep(network, train, heads=heads, teacher=teacher, siglip=siglip, lpips=lpips)
+        for part in (module, *module.frozen.values()):
+            if part is not None:
+                part.to(world.device)
+        if resume:
+            copy_into(module.state_dict(), part_of(tensors, "module."))
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(is_trained(name, parameter, train))
+        prepare_blocks(network, train)
+        self.module = module
+        self.wrapped = wrap(module, world, sharded=train.sharded)
+        self.average = {name: tensor.detach().clone() for name, tensor in module.network.state_dict().items()}
+        self.optimizers = Optimizers(module, train)
+        self.step, self.elapsed = 0, 0.0
+        if resume:
+            self.step, self.elapsed = facts["step"], facts["elapsed"]
+            copy_into(self.average, part_of(tensors, "average."))
+            if facts["optimizer"] == train.optimizer:
+                self.optimizers.load_tensors(part_of(tensors, "optimizer."))
+            else:
+                logger.warning("the optimizer was %s: its state begins anew", facts["optimizer"])
+
+    def run(self, data: Any, dev: Any, *, quiet: bool) -> dict[int, float]:
+        train, world = self.train, self.world
+        if world.main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            facts = {**asdict(train), "model": asdict(self.config), "processes": world.size}
+            write_whole(self.output / "train.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
+        size = self.module.network.parameters_count / 1e6
+        logger.info("%.1f M parameters, %d videos, %s, bf16 %s", size, len(data), world.device, self.bf16)
+        sampler = ClipSampler(
+            data,
+            frames=train.frames,
+            sizes=train.sizes,
+            positions_per_batch=train.positions_per_batch,
+            seed=train.seed,
+            still_motion=train.still_motion,
+            rank=world.rank,
+            world=world.size,
+        )
+        stream = batches(
+            sampler,
+            start_step=self.step * train.accumulate,
+            workers=train.workers,
+            before=lambda index: train.stage == "joint" and continues(train, index),
+            device=world.device,
+        )
+        tracker = Tracker(self.output, stage=train.stage, step=self.step, quiet=quiet, active=world.main)
+        with closing(stream), tracker:
+            if self.step == 0:
+                self.score(dev, tracker)  # what the start gives
+            saved = evaluated = self.elapsed
+            while (done := self.done()) < 1:
+                begun = time.monotonic()
+                self.optimizers.set_rate(self.step, done)
+                micro = [next(stream) for _ in range(train.accumulate)]
+                values = self.update(micro)
+                clips = sum(len(batch.video) for batch in micro) * world.size
+                seconds = time.monotonic() - begun
+                self.step += 1
+                self.elapsed += seconds
+                tracker.step(self.step, done=done, seconds=seconds, clips=clips, values=values)
+                if self.due(saved, train.save_every):
+                    self.save()
+                    saved = self.elapsed
+                if train.evaluate_every and self.due(evaluated, train.evaluate_every):
+                    self.score(dev, tracker)
+                    evaluated = self.elapsed
+            self.save()
+            return self.score(dev, tracker)
+
+    def done(self) -> float:
+        """How much of the run is behind, by steps or by time, the same in all processes."""
+        minutes = self.elapsed / 60 / self.train.minutes if self.train.minutes else 0.0
+        return mean_over({"done": max(self.step / self.train.steps, minutes)}, self.world)["done"]
+
+    def due(self, last: float, minutes: float) -> bool:
+        """Whether `minutes` have passed since `last`, the same in all processes."""
+        late = float(self.elapsed - last >= 60 * minutes)
+        return mean_over({"late": late}, self.world)["late"] > 0.5
+
+    def update(self, micro: list[Batch]) -> dict[str, float]:
+        """One optimizer step over the mean gradient of some batches; returns the mean of each loss."""
+        total: dict[str, list[float]] = {}
+        self.module.train()
+        for index, batch in enumerate(micro):
+            at = self.step * len(micro) + index
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.bf16):
+                parts = self.wrapped(batch, step=at, world=self.world)
+            if not math.isfinite(parts["loss"].item()):
+                self.keep(batch, at)
+            # ranks hold unequal shares of a step's clips; the mean over ranks must be the mean over clips
+            share = batch.share * self.world.size
+            (parts["loss"] * (share / len(micro))).backward()
+            for name, part in parts.items():
+                total.setdefault(name, []).append(part.item() * share)
+        norm = self.optimizers.step()
+        if not math.isfinite(norm):
+            self.keep(micro[-1], self.step * len(micro) + len(micro) - 1)
+        update_average(self.average, self.module.network, decay=min(self.train.ema, (1 + self.step) / (10 + self.step)))
+        values = {name: float(np.mean(column)) for name, column in total.items()}
+        return {**mean_over(values, self.world), "gradient_norm": norm, "tokens": self.module.tokens}
+
+    def keep(self, batch: Batch, at: int) -> None:
+        """Save the batch whose loss or gradient is not a number, and stop."""
+        path = self.output / f"bad-batch-{self.world.rank}.npz"
+        np.savez(path, frames=batch.frames, fps=batch.fps.cpu().numpy(), step=at)
+        raise FloatingPointError(
+            f"the loss or gradient of batch {at} is not finite; it is in {path}, the last checkpoint in {self.output}"
+        )
+
+    def save(self) -> None:
+        average = {name: whole(tensor) for name, tensor in self.average.items()}
+        tensors = {f"module.{name}": whole(tensor) for name, tensor in self.module.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizers.tensors().items()}
-        save_training(output, tensors, {"step": step, "elapsed": elapsed})
+        tensors |= {f"optimizer.{name}": whole(tensor) for name, tensor in self.optimizers.tensors().items()}
+        if self.world.main:
+            facts = {"step": self.step, "elapsed": self.elapsed, "bf16": self.bf16}
+            facts |= {"stage": self.train.stage, "optimizer": self.train.optimizer}
+            save_weights(average, self.config, self.output)
+            save_training(self.output, tensors, facts)
+        wait(self.world)
 
-    def score() -> dict[int, float]:
-        if not dev:
-            return {}
-        averaged = OneDVA(model)
-        averaged.load_state_dict(average)
-        scores = evaluate(averaged, dev, autocast=bf16)
-        means = mean_by_length(scores)
-        line = {"step": step, "minutes": round(elapsed / 60, 1), "psnr": means, "clips": as_json(scores)}
-        with (output / "eval.jsonl").open("a") as handle:
-            handle.write(json.dumps(line) + "\n")
-        logger.info("step %d  dev %s", step, "  ".join(f"{k}: {v:.2f} dB" for k, v in means.items()))
+    def score(self, dev: Any, tracker: Tracker) -> dict[int, float]:
+        """Evaluate the averaged weights on the dev split, in the first process; the others wait."""
+        average = {name: whole(tensor) for name, tensor in self.average.items()}
+        means: dict[int, float] = {}
+        if dev and self.world.main:
+            with torch.device("meta"):  # no time and memory for random weights
+                averaged = OneDVA(self.config)
+            averaged.load_state_dict(average, assign=True)
+            scores = evaluate(averaged, dev, autocast=self.bf16 and self.world.device.type == "cpu")
+            means = mean_by_length(scores)
+            logger.info("step %d  dev %s", self.step, "  ".join(f"{k}: {v:.2f} dB" for k, v in means.items()))
+            tracker.scores(self.step, minutes=self.elapsed / 60, means=means, clips=as_json(scores))
+            for one in reconstructions(averaged, dev[:2], tokens=(256,)):
+                tracker.picture(self.step, f"dev/{one.clip.name}", strip(one.frames, one.decoded))
+        wait(self.world)
         return means
 
-    if step == 0:
-        score()  # what the linear start gives
-    saved = evaluated = elapsed
-    with progress_bar(quiet) as report:
-        while True:
-            begun = time.monotonic()
-            done = max(step / train.steps, elapsed / 60 / train.minutes if train.minutes else 0.0)
-            if done >= 1:
-                break
-            batch = sampler(step)
-            rate = optimizers.set_rate(step, done)
-            values = training_step(network, batch, step=step, train=train, bf16=bf16)
-            if not math.isfinite(values["loss"]):
-                raise FloatingPointError(f"loss is {values['loss']} at step {step}; the last checkpoint is in {output}")
-            optimizers.step()
-            update_average(average, network, decay=min(train.ema, (1 + step) / (10 + step)))
-            step += 1
-            elapsed += time.monotonic() - begun
-            report(done, step, batch.video.shape[0] / (time.monotonic() - begun), values)
-            with (output / "log.jsonl").open("a") as handle:
-                handle.write(json.dumps({"step": step, "elapsed": round(elapsed, 2), "rate": rate, **values}) + "\n")
-            if elapsed - saved >= 60 * train.save_every:
-                save()
-                saved = elapsed
-            if train.evaluate_every and elapsed - evaluated >= 60 * train.evaluate_every:
-                score()
-                evaluated = elapsed
-    save()
-    return score()
+
+def continues(train: TrainConfig, index: int) -> bool:
+    """Whether batch `index` trains continuation clips: the same answer in every process and after resuming."""
+    return bool(np.random.default_rng([train.seed, index, 3]).random() < train.p_continuation)
 
 
-def training_step(network: OneDVA, batch: Batch, *, step: int, train: TrainConfig, bf16: bool) -> dict[str, float]:
-    """Forward and backward of one step; gradients are left on the parameters. Returns the losses.
-
-    Everything random comes from (train.seed, step), so a resumed run repeats an uninterrupted one.
-    """
-    network.train()
-    random = np.random.default_rng([train.seed, step, 1])
-    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-    torch.manual_seed(int(random.integers(2**62)))
-    video, count = batch.video, batch.video.shape[0]
-    frames, height, width = video.shape[2:]
-    grid = placement.grid_of(frames, height, width)
-    is_key = torch.full((count,), bool(random.random() >= train.p_continuation))
-    anchors = batch_anchors(network.config, batch, grid, is_key=bool(is_key[0]), train=train, random=random)
-    resolution = torch.stack([torch.tensor([frames, height, width, fps]) for fps in batch.fps.tolist()])
-
-    t = flow.sample_time(count, p_full=train.p_full, generator=generator)[:, None].expand(count, grid[0]).clone()
-    t[~is_key, 0] = 0.0  # the context frame of a continuation clip is given
-    noise = torch.randn(video.shape, generator=generator)
-    noisy = flow.add_noise(video, noise, flow.per_frame(t, frames))
-    if not is_key[0]:  # what was decoded before is never quite the source
-        blur = 0.1 * torch.rand(count, 1, 1, 1, 1, generator=generator)
-        noisy[:, :, :1] += blur * torch.randn(noisy[:, :, :1].shape, generator=generator)
-
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        output: TrainingOutput = network(video, anchors=anchors, is_key=is_key, resolution=resolution, noisy=noisy, t=t)
-    posterior = output.posterior
-    errors = losses.frame_errors(output.video, video)
-    zero = video.new_zeros(())
-    parts = {
-        "flow": losses.flow_loss(errors, t, is_key),
-        "preview": losses.preview_loss(losses.frame_errors(output.preview, video), is_key)
-        if train.preview_weight
-        else zero,
-        "kl": losses.kl_loss(posterior.structural_mean, posterior.structural_logvar)
-        + losses.kl_loss(posterior.latents_mean, posterior.latents_logvar),
-        "frame_difference": losses.frame_difference_loss(output.video, video)
-        if train.frame_difference_weight
-        else zero,
-        "error": error_loss(posterior.predicted_error, errors, t, anchors.shape[1], is_key),
-    }
-    loss = (
-        parts["flow"]
-        + train.preview_weight * parts["preview"]
-        + train.kl_weight * parts["kl"]
-        + train.frame_difference_weight * parts["frame_difference"]
-        + train.error_weight * parts["error"]
-    )
-    loss.backward()
-    return {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}, "tokens": anchors.shape[1]}
-
-
-def batch_anchors(
-    config: OneDVAConfig,
-    batch: Batch,
-    grid: tuple[int, int, int],
-    *,
-    is_key: bool,
-    train: TrainConfig,
-    random: np.random.Generator,
-) -> Tensor:
-    """Anchors (B, K) of a batch; K, shared by it, is what tail dropout leaves: none, all, or log-uniform between."""
-    longest = placement.longest(grid, max_tokens=min(config.queries, config.trained_tokens), is_key=is_key)
-    kind, where = random.random(), random.random()
-    if kind < train.p_no_latents:
-        tokens = 0
-    elif kind < train.p_no_latents + train.p_all_latents:
-        tokens = longest
-    else:
-        asked = round(config.length_multiple * (longest / config.length_multiple) ** where)
-        tokens = placement.round_tokens(max(asked, 1), longest, length_multiple=config.length_multiple)
-    if config.anchors == "fixed":
-        rows = [placement.fixed_anchors(grid, tokens, is_key=is_key)] * len(batch.frames)
-    else:
-        details = [placement.detail_map(frames) for frames in batch.frames]
-        rows = [
-            placement.place(detail, tokens, is_key=is_key, length_multiple=config.length_multiple) for detail in details
-        ]
-    return torch.from_numpy(np.stack(rows))
-
-
-def error_loss(predicted: Tensor, errors: Tensor, t: Tensor, tokens: int, is_key: Tensor) -> Tensor:
-    """Error head (B, K) against what one-step decodes of `tokens` latents reached, where t was 1."""
-    whole = t[:, -1] == 1
-    if not tokens or not bool(whole.any()):
-        return predicted.sum() * 0.0
-    weights = losses.frame_weights(is_key, errors.shape[1])
-    reached = ((errors * weights).sum(dim=1) / weights.sum(dim=1)).clamp(min=1e-5).log()
-    return losses.error_prediction_loss(predicted[whole, tokens - 1], reached[whole])
+def prepare_blocks(network: OneDVA, train: TrainConfig) -> None:
+    """Activation checkpointing and compilation, block by block: the whole model has too many shapes for one graph."""
+    for block in (*network.encoder.blocks, *network.decoder.stem, *network.decoder.blocks):
+        if train.compile:
+            block.compile(dynamic=True)
+        for name in ("forward", "in_context") if train.checkpointing else ():
+            if hasattr(block, name):
+                setattr(block, name, functools.partial(checkpoint, getattr(block, name), use_reentrant=False))
 
 
 @torch.no_grad()
-def update_average(average: dict[str, Tensor], network: OneDVA, *, decay: float) -> None:
+def update_average(average: dict[str, Tensor], network: nn.Module, *, decay: float) -> None:
     """average ← decay·average + (1 − decay)·weights."""
     for name, tensor in network.state_dict().items():
         average[name].lerp_(tensor, 1 - decay)
-
-
-def restore(output: Path, network: OneDVA, average: dict[str, Tensor], optimizers: Optimizers) -> tuple[int, float]:
-    """Load the training state of `output` in place; returns the step and the seconds already spent."""
-    tensors, facts = load_training(output)
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
-    for name, tensor in tensors.items():
-        part, rest = name.split(".", 1)
-        parts[part][rest] = tensor
-    network.load_state_dict(parts["model"])
-    for name, tensor in parts["average"].items():
-        average[name].copy_(tensor)
-    optimizers.load_tensors(parts["optimizer"])
-    return facts["step"], facts["elapsed"]
-
-
-def bf16_is_faster() -> bool:
-    """Whether a bfloat16 matrix product beats float32 by half on this machine: measured, since CPUs differ by 5×."""
-    fastest = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.randn(1024, 1024).to(dtype)
-        times = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            torch.mm(matrix, matrix)
-            times.append(time.perf_counter() - begun)
-        fastest[dtype] = min(times)
-    return fastest[torch.bfloat16] * 1.5 < fastest[torch.float32]
-
-
-@contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[float, int, float, dict[str, float]], None]]:
-    """A bar on stderr with loss, clips/s and time left; yields report(done, step, clips per second, losses)."""
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("training", total=1.0)
-
-        def report(done: float, step: int, speed: float, values: dict[str, float]) -> None:
-            text = f"step {step}  loss {values['loss']:.4f}  {speed:.1f} clips/s"
-            progress.update(task, completed=done, description=text)
-
-        yield report

@@ -215,7 +215,7 @@ def manifest_content(folder: Path) -> dict[str, Any]:
     """manifest.json of the files in `folder`, but for "files"."""
     return {
         "schema": "onedva-bundle",
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "fake-v1",
         "model": {
             "fingerprint": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
@@ -239,6 +239,7 @@ def manifest_content(folder: Path) -> dict[str, Any]:
         },
         "clip": {"frames": 17, "frame_rule": "1+4n", "max_video_positions": 600},
         "lengths": {"max_tokens": 64, "trained_tokens": 48, "length_multiple": 16},
+        "placement": "columns",
         "policy": {"kind": "detail", "density": 500.0},
         "sampler": {
             "kind": "euler",

@@ -1,4 +1,4 @@
-"""One nano model with every weight alive, exported once for all tests of this folder."""
+"""A nano model with every weight alive, its linear transform, and both exported once for whoever asks."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from onedva.config import OneDVAConfig
+from onedva.linear_start import set_directions
 from onedva.model import OneDVA
+from onedva.transform import PatchTransform
 from onedva_export import export_bundle
 
 NANO = OneDVAConfig(
@@ -19,6 +21,7 @@ NANO = OneDVAConfig(
     trained_tokens=64,
     structural_channels=8,
     latent_channels=16,
+    components=32,
     residual_channels=4,
 )
 
@@ -27,13 +30,23 @@ def nano_model(config: OneDVAConfig = NANO) -> OneDVA:
     """Random weights; what starts at zero is random too, or half of the graph could be wrong unseen."""
     torch.manual_seed(0)
     model = OneDVA(config)
+    if model.transform is not None:
+        random_transform(model.transform)
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.02)
-        for buffer in model.buffers():
-            buffer.uniform_(0.1, 0.2)
     return model.eval()
+
+
+@torch.no_grad()
+def random_transform(transform: PatchTransform) -> None:
+    """Fill the tables with the principal directions of made-up statistics: orthonormal, no two channels alike."""
+    size = transform.max_groups * transform.components
+    mixed = torch.randn(size, size) / size**0.5
+    set_directions(transform, mixed @ mixed.T)
+    for buffer in (transform.mean, transform.coefficient_std, transform.remainder_std):
+        buffer.uniform_(0.1, 0.2)
 
 
 @pytest.fixture(scope="session")

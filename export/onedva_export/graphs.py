@@ -12,6 +12,7 @@ from torch.export import Dim
 
 from onedva.decoder import Condition
 from onedva.model import OneDVA
+from onedva_runtime import placement
 
 OPSET = 23
 IR_VERSION = 10
@@ -22,11 +23,11 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, model: OneDVA) -> None:
         super().__init__()
-        self.encoder = model.encoder
+        self.encoder, self.transform = model.encoder, model.transform
 
     def forward(self, frames: Tensor, resolution: Tensor, is_key: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
         video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
-        output = self.encoder(video, resolution, is_key, anchors)
+        output = self.encoder(video, resolution, is_key, anchors, self.transform)
         return output.structural_mean, output.latents_mean, output.predicted_error
 
 
@@ -35,7 +36,7 @@ class ConditionGraph(nn.Module):
 
     def __init__(self, model: OneDVA) -> None:
         super().__init__()
-        self.decoder = model.decoder
+        self.decoder, self.transform = model.decoder, model.transform
 
     def forward(
         self,
@@ -46,7 +47,9 @@ class ConditionGraph(nn.Module):
         resolution: Tensor,
         is_key: Tensor,
     ) -> tuple[Tensor, ...]:
-        return tuple(self.decoder.condition(structural, latents, anchors, has_latents, resolution, is_key))
+        return tuple(
+            self.decoder.condition(structural, latents, anchors, has_latents, resolution, is_key, self.transform)
+        )
 
 
 class VelocityGraph(nn.Module):
@@ -54,27 +57,30 @@ class VelocityGraph(nn.Module):
 
     def __init__(self, model: OneDVA) -> None:
         super().__init__()
-        self.decoder = model.decoder
+        self.decoder, self.transform = model.decoder, model.transform
 
     def forward(self, noisy_video: Tensor, t: Tensor, context: Tensor, keys_values: Tensor, preview: Tensor) -> Tensor:
-        return self.decoder.velocity(noisy_video, t, Condition(context, keys_values, preview))
+        return self.decoder.velocity(noisy_video, t, Condition(context, keys_values, preview), self.transform)
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """One graph to export: module, example inputs by name, the symbol of each axis, output names and their symbols."""
+    """One graph to export: module, groups of its longest clip, example inputs by name, the symbol of each axis, output
+    names and their symbols."""
 
     name: str
     module: nn.Module
+    max_groups: int
     inputs: dict[str, Tensor]
     symbols: dict[str, tuple[int | str, ...]]
     outputs: dict[str, tuple[int | str, ...]]
 
 
 def plan_graphs(model: OneDVA) -> list[GraphPlan]:
-    """The three graphs with example inputs: 2 clips of 9 frames, 48×80 pixels, 32 latents."""
+    """The three graphs with example inputs: 2 clips of 9 frames (or all that the model takes), 48×80, 24 latents."""
     config = model.config
-    batch, groups, height, width, count = 2, 3, 3, 5, 32
+    most = placement.grid_of(config.clip_frames, 16, 16)[0]
+    batch, groups, height, width, count = 2, min(3, most), 3, 5, 24
     positions = groups * height * width
     video = (batch, 3, 4 * groups - 3, 16 * height, 16 * width)
     anchors = torch.stack([torch.randperm(positions)[:count] for _ in range(batch)])
@@ -95,11 +101,14 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
     pixels = ("B", 3, "T", "H", "W")
     with torch.no_grad():
         has_latents = torch.ones(batch, dtype=torch.bool)
-        condition = model.decoder.condition(structural, latents, anchors, has_latents, **common)
+        condition = model.decoder.condition(
+            structural, latents, anchors, has_latents, **common, transform=model.transform
+        )
     return [
         GraphPlan(
             "encoder",
             EncoderGraph(model),
+            most,
             {
                 "frames": torch.randint(0, 256, (batch, video[2], *video[3:], 3), dtype=torch.uint8),
                 **common,
@@ -115,6 +124,7 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
         GraphPlan(
             "condition",
             ConditionGraph(model),
+            most,
             {"structural": structural, "latents": latents, "anchors": anchors, "has_latents": has_latents, **common},
             {
                 "structural": (*grid, config.structural_channels),
@@ -123,11 +133,12 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
                 "has_latents": ("B",),
                 **resolution,
             },
-            {"context": (*grid, config.width), "keys_values": keys_values, "preview": pixels},
+            {"context": (*grid, condition.context.shape[-1]), "keys_values": keys_values, "preview": pixels},
         ),
         GraphPlan(
             "velocity",
             VelocityGraph(model),
+            most,
             {
                 "noisy_video": torch.randn(video),
                 "t": torch.ones(batch, groups),
@@ -138,7 +149,7 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
             {
                 "noisy_video": pixels,
                 "t": ("B", "Tg"),
-                "context": (*grid, config.width),
+                "context": (*grid, condition.context.shape[-1]),
                 "keys_values": keys_values,
                 "preview": pixels,
             },
@@ -153,7 +164,8 @@ def export_graph(plan: GraphPlan) -> onnx.ModelProto:
     Axes with the same symbol are one dimension to the exporter; T = 4·Tg − 3, H = 16·Hg and W = 16·Wg are derived, so
     the graph holds for every frame count and size that the patches allow.
     """
-    groups, height, width = Dim("Tg", min=2, max=1024), Dim("Hg", min=1, max=1024), Dim("Wg", min=1, max=1024)
+    groups = Dim("Tg", min=1, max=plan.max_groups)
+    height, width = Dim("Hg", min=1, max=1024), Dim("Wg", min=1, max=1024)
     count = Dim("K", min=1, max=8192)
     dims: dict[str, Any] = {
         "B": Dim("B", min=1, max=256), "K": count, "K+5": count + 5, "Tg": groups, "Hg": height, "Wg": width,

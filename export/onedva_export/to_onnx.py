@@ -23,6 +23,7 @@ import torch
 from safetensors.numpy import save_file
 
 from onedva.checkpoint import WEIGHTS, load_model, save_model
+from onedva.flow import MIN_SCHEDULE_TIME
 from onedva.model import OneDVA, to_video
 from onedva_export.card import write_card
 from onedva_export.graphs import IR_VERSION, OPSET, GraphPlan, export_graph, plan_graphs
@@ -31,6 +32,7 @@ from onedva_export.weights import point_into, strip_metadata
 from onedva_runtime import placement
 from onedva_runtime.bundle import find, write_manifest
 from onedva_runtime.clips import make_clip
+from onedva_runtime.manifest import SCHEMA_VERSION
 from onedva_runtime.noise import gaussian
 
 logger = logging.getLogger("onedva")
@@ -54,8 +56,8 @@ def export_bundle(
 
     checkpoint: a folder, a shipped name or a hub id. output: default `./onedva-NAME`. max_tokens: longest latent length
     to promise, at most what the model was trained for. resolutions: (height, width) pairs that parity is shown at,
-    beside a few small ones; the graphs take any multiple of 16. frames: of a full clip, default the model's. card: a
-    README.md to ship instead of the generated one.
+    beside a few small ones; the graphs take any multiple of 16. frames: of a full clip, default and at most what the
+    model has. card: a README.md to ship instead of the generated one.
     Raises ParityError when graphs and model disagree, FileExistsError when `output` is there, ValueError for bad
     options.
     """
@@ -69,6 +71,8 @@ def export_bundle(
         raise ValueError(f"max_tokens must be at least {config.length_multiple}, got {max_tokens}")
     if frames < 1 or (frames - 1) % 4:
         raise ValueError(f"frames must be 1 + 4n, got {frames}")
+    if frames > config.clip_frames:
+        raise ValueError(f"frames must be at most the model's {config.clip_frames}, got {frames}")
     if max_tokens > config.trained_tokens:
         logger.warning("max_tokens %d is more than the model was trained for: %d", max_tokens, config.trained_tokens)
         max_tokens = config.trained_tokens
@@ -169,7 +173,7 @@ def manifest(
     roles = ("frames", "anchors", "structural", "latents", "predicted_error", "decoded")
     return {
         "schema": "onedva-bundle",
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "name": name,
         "model": {
             "fingerprint": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
@@ -192,10 +196,11 @@ def manifest(
             "trained_tokens": config.trained_tokens,
             "length_multiple": config.length_multiple,
         },
+        "placement": "columns",
         "policy": {"kind": "detail", "density": config.policy_density},
         "sampler": {
             "kind": "euler",
-            "schedule": {"kind": "linear", "min_t": 0.05},
+            "schedule": {"kind": "linear", "min_t": MIN_SCHEDULE_TIME},
             "default_steps": 1,
             "max_steps": 50,
         },

@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PLOT_HINT", "Shown", "can_plot", "length_png", "require_plot", "side_by_side_png", "steps_text"]
+__all__ = [
+    "COLOURS",
+    "PLOT_HINT",
+    "Shown",
+    "can_plot",
+    "figure_png",
+    "length_png",
+    "require_plot",
+    "side_by_side_png",
+    "steps_text",
+]
 
 PLOT_HINT = "pictures need matplotlib: pip install 'onedva[plot]'"
 ERROR_TOP = 48  # levels of 255 at which the error scale ends: errors of a good reconstruction stay visible below it
@@ -82,7 +92,7 @@ def side_by_side_png(shown: Sequence[Shown], *, title: str) -> bytes:
         axis.set_title(name, fontsize=11)
     bar = figure.colorbar(axes[0, 2].images[0], ax=axes[:, 2], shrink=0.9, pad=0.02, extend="max")
     bar.set_label("mean absolute error (levels of 255)", fontsize=9)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def length_png(rows: Sequence[dict[str, Any]], *, title: str) -> bytes:
@@ -117,7 +127,7 @@ def length_png(rows: Sequence[dict[str, Any]], *, title: str) -> bytes:
         axis.grid(True, color="#dddddd", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=9, frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _line(
@@ -139,7 +149,8 @@ def _line(
             axis.plot([row["tokens"]], [value(row)], "*", color=colour, markersize=13, markeredgecolor="white")
 
 
-def _png(figure: Figure) -> bytes:
+def figure_png(figure: Figure) -> bytes:
+    """A drawn figure as PNG bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["installed", "machine", "memory_mb", "provenance"]
 
-PACKAGES = ("onedva", "numpy", "av", "onnxruntime", "onnxruntime-gpu")
+PACKAGES = ("onedva", "numpy", "av", "torch", "onnxruntime", "onnxruntime-gpu")
 
 
 def installed(package: str) -> str | None:

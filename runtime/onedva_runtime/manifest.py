@@ -1,19 +1,20 @@
 """`Manifest`: what a bundle's manifest.json says, as typed, checked, read-only data. Parsing refuses by name what this
-version does not know: a schema, a sampler, a prediction kind, a noise algorithm. Keys that it does not use are kept in
-`raw` only."""
+version does not know: a schema, a placement, a sampler, a prediction kind, a noise algorithm. Keys that it does not use
+are kept in `raw` only."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal, cast
 
 from onedva_runtime.errors import BundleError
+from onedva_runtime.typed_json import as_mapping, parse_as
 
 __all__ = ["GoldenCase", "GraphSpec", "Manifest", "TensorSpec", "parse_manifest"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 placed each latent on a patch of its own
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,8 @@ class Manifest:
     preprocessing: Preprocessing
     clip: ClipSpec
     lengths: Lengths
+    placement: Literal["columns"]
+    """What an anchor (t, y, x) names: layer t of the grid column (y, x)."""
     policy: Policy
     sampler: SamplerSpec
     noise: NoiseSpec
@@ -212,15 +215,16 @@ def parse_manifest(text: str | bytes | Mapping[str, object]) -> Manifest:
         raise BundleError(f"manifest.json is not readable JSON: {error}") from None
     except RecursionError:
         raise BundleError("manifest.json is not readable JSON: nested too deep") from None
-    raw = _mapping(value, "manifest.json")
+    raw = as_mapping(value, "manifest.json")
     if raw.get("schema") != "onedva-bundle":
         raise BundleError(f"manifest.json has the schema {raw.get('schema')!r}, not 'onedva-bundle'")
     version = raw.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:
-        raise BundleError(
-            f"manifest.json has schema version {version!r}; this onedva reads {SCHEMA_VERSION}: upgrade or export again"
-        )
-    manifest = cast(Manifest, _parse(Manifest, {**raw, "raw": raw}, "manifest"))
+        older = type(version) is int and version < SCHEMA_VERSION
+        todo = "export the model again with this onedva" if older else "upgrade onedva"
+        got = f"the bundle {raw.get('name')!r} has schema version {version!r}"
+        raise BundleError(f"{got}; this onedva reads {SCHEMA_VERSION}: {todo}")
+    manifest = cast(Manifest, parse_as(Manifest, {**raw, "raw": raw}, "manifest"))
     _check_values(manifest)
     return manifest
 
@@ -256,44 +260,3 @@ def _check_values(manifest: Manifest) -> None:
     for rule, holds in rules.items():
         if not holds:
             raise BundleError(f"manifest.json: {rule}")
-
-
-def _mapping(value: object, where: str) -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        raise BundleError(f"{where} must be an object, got {type(value).__name__}")
-    return {str(key): item for key, item in cast(Mapping[object, object], value).items()}
-
-
-def _parse(kind: Any, value: object, where: str) -> object:
-    """`value` as `kind`: a dataclass, a Literal, tuple[X, ...], dict[str, X], a union of plain types, or a plain
-    type."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is object:
-        return value
-    if is_dataclass(kind):
-        mapping, hints, found = _mapping(value, where), get_type_hints(kind), dict[str, object]()
-        for entry in fields(kind):
-            if entry.name in mapping:
-                found[entry.name] = _parse(hints[entry.name], mapping[entry.name], f"{where}.{entry.name}")
-            elif entry.default is MISSING and entry.default_factory is MISSING:
-                raise BundleError(f"{where} lacks {entry.name!r}")
-        return cast(type[Any], kind)(**found)
-    if origin is dict:
-        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in _mapping(value, where).items()}
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise BundleError(f"{where} must be a list, got {type(value).__name__}")
-        items = cast(list[object], value)
-        return tuple(_parse(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
-    if origin is Literal:
-        if not any(type(value) is type(known) and value == known for known in arguments):
-            raise BundleError(
-                f"{where} is {value!r}; this version knows {', '.join(repr(known) for known in arguments)}"
-            )
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    kinds: tuple[Any, ...] = arguments or (kind,)
-    if type(value) not in kinds:
-        raise BundleError(f"{where} must be {' or '.join(k.__name__ for k in kinds)}, got {value!r}")
-    return value

@@ -44,7 +44,7 @@ class Packet:
     latents: npt.NDArray[np.float32]
     """1D latent sequence (K, Z); K = 0 is allowed."""
     anchors: npt.NDArray[np.int64]
-    """Grid index (t·Hg + y)·Wg + x of each latent (K,), unique."""
+    """Grid index (t·Hg + y)·Wg + x of each latent (K,), unique: it is layer t of the column at (y, x)."""
     is_key: bool = True
     """A key clip sends everything; a reader may start here."""
     frames: int

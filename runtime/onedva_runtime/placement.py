@@ -1,9 +1,11 @@
 """Where the 1D latents of a clip go, and how many: integer arithmetic on pixels, before the encoder runs.
 
 One *detail map* per clip (neighbouring-frame differences, the paper's motion score kept local, plus spatial gradient
-energy) gives each grid position an integer. Anchors are the positions in falling order of detail, in groups of
-`length_multiple` that are sorted by position inside; so every multiple of it is a prefix of the next. All of it is
-integer, so every machine places the same latents. Training, export and runtime share this file.
+energy) gives each grid position an integer. A 1D latent serves a whole column of the grid (all groups at one y, x), and
+its anchor's t says which of the column's layers it is, so the sum over a column decides, less for each further layer.
+Anchors are in falling order of that score, in groups of `length_multiple` that are sorted by position inside; so every
+multiple of it is a prefix of the next. All of it is integer, so every machine places the same latents. Training, export
+and runtime share this file.
 """
 
 from __future__ import annotations
@@ -47,6 +49,18 @@ def detail_map(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.concatenate([blocks[:1], groups])
 
 
+def layer_scores(detail: NDArray[np.int64], *, is_key: bool = True) -> NDArray[np.int64]:
+    """What each layer of each column is worth: detail (Tg, Hg, Wg) from `detail_map` → (Tg, Hg, Wg) int64.
+
+    The column's detail over its coded groups, times 5 / (5 + 3·layer), which is how the energy of held-out columns
+    falls from one layer of 64 components to the next; 0 in the group 0 that a continuation clip does not code.
+    """
+    first = 0 if is_key else 1
+    column = detail[first:].sum(axis=0)
+    layers = [5 * column // (5 + 3 * layer) for layer in range(detail.shape[0] - first)]
+    return np.stack([np.zeros_like(column)] * first + layers)
+
+
 def longest(grid: tuple[int, int, int], *, max_tokens: int, is_key: bool = True) -> int:
     """Most latents a clip can carry: one per coded position (a continuation clip codes no group 0), ≤ max_tokens."""
     groups, height, width = grid
@@ -66,10 +80,10 @@ def place(
     """Grid indices of the first `tokens` latents, in the canonical order.
 
     detail: (Tg, Hg, Wg) from `detail_map`. Returns (tokens,) int64, each a flat index into the grid, no two equal.
-    Falling detail, ties by position; inside each group of `length_multiple` sorted by position, which makes
+    Falling `layer_scores`, ties by position; inside each group of `length_multiple` sorted by position, which makes
     `place(d, a)` a prefix of `place(d, b)` for every multiple a ≤ b. Raises ValueError beyond the number of positions.
     """
-    score = detail.reshape(-1)
+    score = layer_scores(detail, is_key=is_key).reshape(-1)
     first = 0 if is_key else detail.shape[1] * detail.shape[2]
     if not 0 <= tokens <= score.size - first:
         raise ValueError(f"tokens must be between 0 and the {score.size - first} coded positions, got {tokens}")
@@ -84,13 +98,14 @@ def place(
 def choose_tokens(
     detail: NDArray[np.int64], *, density: float, max_tokens: int, is_key: bool = True, length_multiple: int = 16
 ) -> int:
-    """The policy behind `tokens="auto"`: a latent for every position whose detail is above a fixed level.
+    """The policy behind `tokens="auto"`: a latent for every layer whose score is above a fixed level.
 
-    density: mean squared luma difference per pixel above which a position earns a latent (the manifest's policy;
+    density: squared luma differences per pixel of a column above which a layer earns a latent (the manifest's policy;
     calibrated on training clips). Equal levels everywhere aim at equal pooled error for fewer latents.
     """
-    level = density * PATCH_FRAMES * PATCH_SIZE * PATCH_SIZE
-    coded = detail if is_key else detail[1:]
+    frames = PATCH_FRAMES * (detail.shape[0] - 1) + (1 if is_key else 0)
+    level = density * frames * PATCH_SIZE * PATCH_SIZE
+    coded = layer_scores(detail, is_key=is_key)[0 if is_key else 1 :]
     grid = (detail.shape[0], detail.shape[1], detail.shape[2])
     limit = longest(grid, max_tokens=max_tokens, is_key=is_key)
     return round_tokens(int((coded > level).sum()), limit, length_multiple=length_multiple)

@@ -13,6 +13,7 @@ from nano import NANO, nano_model
 from onedva.model import OneDVA, to_video
 from onedva_export import ParityError, export_bundle, to_onnx, verify
 from onedva_export.verify import Case
+from onedva_export.weights import stored_tensors
 from onedva_runtime import VideoCodec
 from onedva_runtime.bundle import read_bundle
 from onedva_runtime.clips import make_clip
@@ -79,7 +80,6 @@ def test_in_context_velocity_model_exports_too(tmp_path: Path):
         stem_depth=0,
         conditioning="in_context",
         prediction="velocity",
-        preview=False,
         pca=False,
         anchors="fixed",
         residual_channels=0,
@@ -100,16 +100,16 @@ def test_broken_parity_writes_nothing_and_says_where(checkpoint: Path, tmp_path:
     def wrong(plan, folder: Path):
         if plan.name == "velocity":
             with torch.no_grad():
-                plan.module.get_parameter("decoder.patch_out.bias").add_(0.1)
+                plan.module.get_parameter("decoder.patch_out.bias").add_(3.0)
             entry = write_graph(plan, folder)
             with torch.no_grad():
-                plan.module.get_parameter("decoder.patch_out.bias").sub_(0.1)
+                plan.module.get_parameter("decoder.patch_out.bias").sub_(3.0)
             return entry
         return write_graph(plan, folder)
 
     monkeypatch.setattr(to_onnx, "write_graph", wrong)
     monkeypatch.setattr(to_onnx, "point_into", lambda graph, weights: 0)
-    with pytest.raises(ParityError, match=r"parity broke at 1×5×64×96, 0 latents, key clip .*1 step .* dB"):
+    with pytest.raises(ParityError, match=r"parity broke at 1×1×64×96, 5 latents, key clip .*1 step .* dB"):
         export_bundle(checkpoint, tmp_path / "broken", max_tokens=64, resolutions=[])
     assert list(tmp_path.iterdir()) == []
 
@@ -117,6 +117,8 @@ def test_broken_parity_writes_nothing_and_says_where(checkpoint: Path, tmp_path:
 def test_bad_options_are_refused_before_any_work(checkpoint: Path, bundle: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="1 \\+ 4n, got 16"):
         export_bundle(checkpoint, tmp_path / "x", frames=16)
+    with pytest.raises(ValueError, match="at most the model's 17, got 21"):
+        export_bundle(checkpoint, tmp_path / "x", frames=21)
     with pytest.raises(FileExistsError, match="there already"):
         export_bundle(checkpoint, bundle)
     with pytest.raises(ValueError, match="at least 16, got 8"):
@@ -125,16 +127,59 @@ def test_bad_options_are_refused_before_any_work(checkpoint: Path, bundle: Path,
 
 def test_parity_report_is_in_the_manifest(bundle: Path):
     parity = json.loads((bundle / "manifest.json").read_text())["parity"]
-    tokens = {entry["case"]["tokens"] for entry in parity["cases"]}
-    assert {0, 1, 37, 64} <= tokens
+    cases = [entry["case"] for entry in parity["cases"]]
+    assert {0, 1, 37, 64} <= {case["tokens"] for case in cases}
+    assert {1, 5, 9, 17} <= {case["frames"] for case in cases}  # each has directions of its own
+    assert [True, False, True] in [case["is_key"] for case in cases]
+    assert {case["frames"] for case in cases if False in case["is_key"]} == {5, 9, 17}
     assert {entry["optimised"] for entry in parity["cases"]} == {True, False}
     assert parity["worst_db"]["one_step"] >= 60 and parity["worst_db"]["four_step"] >= 50
 
 
+@pytest.mark.parametrize("frames", [1, 5])
+def test_no_case_is_longer_than_the_models_clips(frames: int):
+    cases = verify.default_cases(max_tokens=64, frames=frames, resolutions=[(64, 96)])
+    assert max(case.frames for case in cases) == frames
+    assert any(False in case.is_key for case in cases) == (frames > 1)
+
+
 def test_verify_sees_a_difference_as_small_as_the_bar(bundle: Path):
-    """The proof must be able to fail: shift one bias by what costs 60 dB, and it does."""
+    """The proof must be able to fail: an error of what 60 dB allow breaks it at twice that energy, not at half."""
     model = OneDVA.from_pretrained(bundle)
-    with torch.no_grad():
-        model.get_parameter("decoder.patch_out.bias").add_(0.01)
-    with pytest.raises(ParityError):
-        verify.verify(model, bundle, [Case(5, 64, 64, 16)])
+    assert model.transform is not None
+    bias, case = model.get_parameter("decoder.patch_out.bias"), Case(9, 64, 64, 16, is_key=(False,))
+    coefficients = 4 / 10 ** (verify.ONE_STEP_DB / 10) * 3072 * 9 / 8  # energy of a patch's; one frame of nine is given
+    shift = (coefficients / model.transform.remainder_std.square().sum()).sqrt()
+    for share, breaks in ((0.5, False), (2.0, True)):
+        with torch.no_grad():
+            bias.add_(share**0.5 * shift)
+        if breaks:
+            with pytest.raises(ParityError, match="continuation clip"):
+                verify.verify(model, bundle, [case])
+        else:
+            verify.verify(model, bundle, [case])
+        with torch.no_grad():
+            bias.sub_(share**0.5 * shift)
+
+
+def test_graphs_share_the_transform_and_fold_what_is_constant(bundle: Path, tmp_path: Path):
+    """One copy of its tables for all graphs; once loaded, no step multiplies, casts or turns what never changes."""
+    import onnxruntime
+
+    wanted = {"basis": {"encoder", "condition", "velocity"}, "directions": {"encoder", "condition"}}
+    offsets = {stored.name: str(stored.offset) for stored in stored_tensors(bundle / "model.safetensors")}
+    for name in ("encoder", "condition", "velocity"):
+        graph = onnx.load(bundle / f"{name}.onnx", load_external_data=False).graph
+        pointed = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "offset"}
+        for table, graphs in wanted.items():
+            assert (offsets[f"transform.{table}"] in pointed) == (name in graphs)
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(tmp_path / f"{name}.onnx")
+        onnxruntime.InferenceSession(bundle / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+        loaded = onnx.load(tmp_path / f"{name}.onnx", load_external_data=False).graph
+        constant = {tensor.name for tensor in loaded.initializer}
+        idle = [node.op_type for node in loaded.node if node.input and constant.issuperset(filter(None, node.input))]
+        assert idle == []

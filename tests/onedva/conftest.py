@@ -1,4 +1,4 @@
-"""A nano model, made-up clips and a quick PCA for the tests of the PyTorch side; torch runs on one thread."""
+"""A nano model, made-up clips and a quick linear start for the tests of the PyTorch side; torch runs on one thread."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nano import random_transform
 from onedva.config import OneDVAConfig
-from onedva.model import OneDVA, to_video
+from onedva.data import Clip
+from onedva.linear_start import fit_transform
+from onedva.model import OneDVA, to_frames, to_video
 from onedva.patches import PatchPCA, patchify
 from onedva_runtime.clips import make_clip
 from onedva_runtime.video_io import VideoWriter
@@ -24,6 +27,7 @@ NANO: dict[str, Any] = {
     "diffusion_depth": 1,
     "structural_channels": 6,
     "latent_channels": 10,
+    "components": 24,
     "queries": 64,
     "trained_tokens": 64,
     "residual_channels": 2,
@@ -54,6 +58,8 @@ def random_model(nano: Callable[..., OneDVAConfig]) -> Callable[..., OneDVA]:
     def make(**changes: Any) -> OneDVA:
         torch.manual_seed(1)
         model = OneDVA(nano(**changes)).eval()
+        if model.transform is not None:
+            random_transform(model.transform)
         with torch.no_grad():
             for parameter in model.parameters():
                 if not parameter.any():
@@ -81,14 +87,20 @@ def make_video(make_frames: Callable[..., np.ndarray]) -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="session")
 def quick_pca() -> Callable[[Tensor, int], PatchPCA]:
-    """quick_pca(video, components): by an SVD of the video's few patches, where `PatchStatistics` takes a minute."""
+    """quick_pca(video, components): by an SVD of the video's few patches, where `PatchStatistics` takes a minute.
+
+    Beyond as many components as there are patches, any other orthonormal ones.
+    """
 
     def fit(video: Tensor, components: int) -> PatchPCA:
         rows = patchify(video).reshape(-1, 3072).double().numpy()
         mean = rows.mean(axis=0)
         _, values, vectors = np.linalg.svd(rows - mean, full_matrices=False)
-        std = np.maximum(values[:components] / np.sqrt(len(rows)), 1e-4)
-        kept = (mean, vectors[:components], std)
+        more = np.random.default_rng(0).normal(size=(components, 3072))
+        more -= more @ vectors.T @ vectors
+        vectors = np.concatenate([vectors, np.linalg.qr(more.T)[0].T])[:components]
+        std = np.maximum(np.pad(values, (0, components))[:components] / np.sqrt(len(rows)), 1e-4)
+        kept = (mean, vectors, std)
         return PatchPCA(*(torch.from_numpy(np.ascontiguousarray(part)).float() for part in kept))
 
     return fit
@@ -96,11 +108,13 @@ def quick_pca() -> Callable[[Tensor, int], PatchPCA]:
 
 @pytest.fixture
 def pca_model(nano: Callable[..., OneDVAConfig], quick_pca: Callable[[Tensor, int], PatchPCA]) -> Callable[..., OneDVA]:
-    """pca_model(video, **changes): a nano model at its linear start on the patches of `video`."""
+    """pca_model(video, **changes): a nano model whose transform is fit to `video`, which is one full clip a row."""
 
     def make(video: Tensor, **changes: Any) -> OneDVA:
-        model = OneDVA(nano(**changes)).eval()
-        model.start_from_pca(quick_pca(video, model.config.structural_channels + model.config.latent_channels))
+        torch.manual_seed(1)
+        model = OneDVA(nano(**{"clip_frames": video.shape[2], **changes})).eval()
+        clips = [Clip(str(row), frames, 24.0) for row, frames in enumerate(to_frames(video))]
+        fit_transform(model, clips, quick_pca(video, model.config.components), per_clip=1)
         return model.requires_grad_(False)
 
     return make

@@ -1,29 +1,29 @@
-"""Videos to clips to batches: what is skipped, what is cached, and that a batch is a function of (seed, step)."""
+"""Videos to clips: what is found, what is skipped and why, what the cache keeps and lets go."""
 
 import csv
+import errno
 import logging
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from onedva import data
-from onedva.data import Clip, ClipSampler, centre_clip, find_videos, load_clip, load_clips, scale_short_side
+from onedva import cache as clip_cache
+from onedva.data import (
+    CacheError,
+    Clip,
+    centre_clip,
+    find_videos,
+    load_clip,
+    load_clips,
+    scale_short_side,
+)
 from onedva_runtime.metrics import psnr
 
 WriteVideo = Callable[..., np.ndarray]
-
-
-def numbered(frames: int, height: int = 64, width: int = 96, *, fps: float = 24.0) -> Clip:
-    """A clip whose every pixel of frame i is i."""
-    values = np.arange(frames, dtype=np.uint8)[:, None, None, None]
-    return Clip("numbered", np.broadcast_to(values, (frames, height, width, 3)), fps)
-
-
-def sampler(clips: list[Clip], *, seed: int = 0, size: tuple[int, int] = (32, 48), positions: int = 48) -> ClipSampler:
-    return ClipSampler(clips, frames=5, sizes=((*size, 1.0),), positions_per_batch=positions, seed=seed)
 
 
 def test_a_video_becomes_a_clip(tmp_path: Path, cache: Path, write_video: WriteVideo) -> None:
@@ -41,13 +41,13 @@ def test_a_video_is_decoded_once(
     write_video(tmp_path / "a.mp4", frames=5)
     first = load_clip(tmp_path / "a.mp4")
     assert first.frames.shape == (5, 256, 341, 3)  # 96×128, short side 256
-    files = list((cache / "clips").iterdir())
-    assert len(files) == 1 and files[0].suffix == ".npy"  # and no temporary
+    assert sorted(file.suffix for file in (cache / "clips").iterdir()) == [".json", ".npy"]  # and no temporary
 
     def decode_again(path: Path) -> None:
         raise AssertionError(f"{path} was decoded again")
 
-    monkeypatch.setattr(data, "open_reader", decode_again)
+    monkeypatch.setattr(clip_cache, "open_reader", decode_again)
+    monkeypatch.setattr(clip_cache, "probe", decode_again)
     np.testing.assert_array_equal(load_clip(tmp_path / "a.mp4").frames, first.frames)
     (tmp_path / "a.mp4").touch()  # changed, for all we know
     with pytest.raises(AssertionError, match="decoded again"):
@@ -66,8 +66,11 @@ def test_unreadable_and_short_videos_are_reported_and_left_out(
         clips = load_clips(tmp_path, split="train", minimum_frames=5)
     assert [clip.name for clip in clips] == ["good.mp4"]
     lines = sorted(record.getMessage() for record in caplog.records)
-    assert [line.split(":")[0] for line in lines] == [f"skipped {n}" for n in ("empty.mkv", "noise.mp4", "short.mp4")]
-    assert "4 frames, 5 needed" in lines[2]
+    names = ["empty.mkv", "noise.mp4", "short.mp4"]
+    assert [line.split(":")[0] for line in lines] == [*(f"skipped {name}" for name in names), "train"]
+    assert lines[3] == "train: 1 videos used, 3 skipped"
+    assert sorted(one.name for one in clips.skipped) == names
+    assert {one.name: one.reason for one in clips.skipped}["short.mp4"] == "4 frames, 5 needed"
 
 
 def test_a_folder_of_nothing_usable_is_an_error(tmp_path: Path, cache: Path) -> None:
@@ -99,54 +102,9 @@ def test_without_a_manifest_everything_is_for_training(tmp_path: Path) -> None:
         find_videos(tmp_path, split="dev")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         find_videos(tmp_path / "missing", split="train")
-
-
-def test_a_batch_is_a_function_of_seed_and_step(make_frames: Callable[..., np.ndarray]) -> None:
-    clips = [Clip(str(i), frames, 24.0) for i, frames in enumerate(make_frames(3, 12, 64, 80))]
-    one, two = sampler(clips), sampler(clips)
-    for step in (0, 9):
-        two(step)  # what was drawn before does not matter
-    for step in (0, 5):
-        a, b = one(step), two(step)
-        np.testing.assert_array_equal(a.frames, b.frames)
-        assert torch.equal(a.video, b.video) and torch.equal(a.fps, b.fps)
-    assert not np.array_equal(one(0).frames, one(1).frames)
-    assert not np.array_equal(one(0).frames, sampler(clips, seed=1)(0).frames)
-
-
-def test_a_batch_has_the_asked_shape_and_scale(make_frames: Callable[..., np.ndarray]) -> None:
-    clips = [Clip("0", make_frames(1, 12, 64, 80)[0], 24.0)]
-    batch = sampler(clips)(0)
-    assert batch.frames.shape == (4, 5, 32, 48, 3) and batch.frames.dtype == np.uint8  # 48 positions: 4 clips of 12
-    assert batch.video.shape == (4, 3, 5, 32, 48) and batch.video.dtype == torch.float32
-    torch.testing.assert_close(batch.video.permute(0, 2, 3, 4, 1), torch.from_numpy(batch.frames) / 127.5 - 1)
-    assert len(sampler(clips, positions=1)(0).frames) == 1
-
-
-def test_sizes_share_the_steps() -> None:
-    sizes = ((16, 16, 0.75), (32, 48, 0.25))
-    draw = ClipSampler([numbered(20)], frames=5, sizes=sizes, positions_per_batch=2, seed=0)
-    shapes = [tuple(draw(step).video.shape[3:]) for step in range(200)]
-    assert set(shapes) == {(16, 16), (32, 48)}
-    assert shapes.count((16, 16)) / 200 == pytest.approx(0.75, abs=0.08)
-
-
-def test_crops_follow_time_forwards_or_backwards_at_their_rate() -> None:
-    draw, seen = sampler([numbered(30)], positions=480), set()
-    for step in range(3):
-        batch = draw(step)
-        for frames, fps in zip(batch.frames, batch.fps.tolist(), strict=True):
-            assert (frames == frames[:, :1, :1, :1]).all()
-            steps = np.diff(frames[:, 0, 0, 0].astype(int))
-            assert len(set(steps.tolist())) == 1
-            seen.add(int(steps[0]))
-            assert fps == 24.0 / abs(steps[0])
-    assert seen == {1, -1, 2, -2}
-
-
-def test_the_shortest_clip_still_gives_crops() -> None:
-    batch = sampler([numbered(5, 32, 48)])(0)
-    assert {tuple(sorted(clip[:, 0, 0, 0].tolist())) for clip in batch.frames} == {(0, 1, 2, 3, 4)}
+    (tmp_path / "archive.tar").touch()  # what they came in, or shards?
+    with pytest.raises(ValueError, match=r"both videos and \.tar files"):
+        load_clips(tmp_path, split="train")
 
 
 def test_the_evaluation_view_is_the_middle() -> None:
@@ -164,3 +122,114 @@ def test_the_short_side_is_scaled(size: tuple[int, int], wanted: tuple[int, int]
     scaled = scale_short_side(frames, 64)
     assert scaled.shape == (2, *wanted, 3)
     assert (scaled == 77).all()
+
+
+def test_a_manifest_without_its_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "MANIFEST.csv").write_text("file,part\na.mp4,train\n")
+    with pytest.raises(ValueError, match="needs the columns name and split, got file, part"):
+        find_videos(tmp_path, split="train")
+
+
+def test_decoding_in_workers_gives_the_same_clips(tmp_path: Path, cache: Path, write_video: WriteVideo) -> None:
+    for seed in range(3):
+        write_video(tmp_path / f"{seed}.mp4", frames=6 + seed, height=64, width=80, seed=seed, fps=20 + seed)
+    (tmp_path / "1b.mp4").write_bytes(b"noise")
+    parallel = load_clips(tmp_path, split="train", minimum_frames=5, workers=2)
+    found = [(clip.name, clip.fps, np.array(clip.frames)) for clip in parallel]
+    assert [one.name for one in parallel.skipped] == ["1b.mp4"]
+    for file in (cache / "clips").iterdir():
+        file.unlink()
+    alone = load_clips(tmp_path, split="train", minimum_frames=5)
+    assert [name for name, *_ in found] == [clip.name for clip in alone] == ["0.mp4", "1.mp4", "2.mp4"]
+    for (_, fps, frames), clip in zip(found, alone, strict=True):
+        assert fps == clip.fps
+        np.testing.assert_array_equal(frames, clip.frames)
+
+
+def test_a_cached_clip_that_is_lost_or_damaged_is_decoded_again(
+    tmp_path: Path, cache: Path, write_video: WriteVideo
+) -> None:
+    write_video(tmp_path / "a.mp4", frames=6)
+    clips = load_clips(tmp_path, split="train", minimum_frames=5)
+    expected = np.array(clips[0].frames)
+    (kept,) = (cache / "clips").glob("*.npy")
+    kept.unlink()
+    np.testing.assert_array_equal(clips[0].frames, expected)
+    kept.write_bytes(kept.read_bytes()[:-1000])
+    np.testing.assert_array_equal(clips[0].frames, expected)
+    kept.write_bytes(b"nothing like it")
+    np.testing.assert_array_equal(load_clip(tmp_path / "a.mp4").frames, expected)
+
+
+def test_with_a_limit_nothing_is_decoded_before_use_and_the_oldest_makes_room(
+    tmp_path: Path, cache: Path, write_video: WriteVideo
+) -> None:
+    for name in "abc":
+        write_video(tmp_path / f"{name}.mp4", frames=5, height=64, width=64, seed=ord(name))
+    one = 5 * 256 * 256 * 3 + 128
+    clips = load_clips(tmp_path, split="train", minimum_frames=5, cache_limit=2 * one)
+    assert clips.frame_counts.tolist() == [5, 5, 5]
+
+    def cached() -> list[str]:
+        return sorted(file.name[0] for file in (cache / "clips").glob("*.npy"))
+
+    assert cached() == []
+    first = clips[0].frames
+    expected = np.array(first)
+    clips[1]
+    os.utime(next((cache / "clips").glob("a-*.npy")), (1, 1))  # a is the one used longest ago
+    clips[2]
+    assert cached() == ["b", "c"]
+    np.testing.assert_array_equal(first, expected)  # in use: what was mapped stays
+    os.utime(next((cache / "clips").glob("b-*.npy")), (1, 1))
+    assert len(clips[1].frames) == 5  # using it makes it the newest
+    os.utime(next((cache / "clips").glob("c-*.npy")), (2, 2))
+    np.testing.assert_array_equal(clips[0].frames, expected)
+    assert cached() == ["a", "b"]
+
+
+def test_a_video_larger_than_the_limit_is_an_error_that_says_so(
+    tmp_path: Path, cache: Path, write_video: WriteVideo
+) -> None:
+    write_video(tmp_path / "a.mp4", frames=5, height=64, width=64)
+    clips = load_clips(tmp_path, split="train", minimum_frames=5, cache_limit=100_000)
+    with pytest.raises(clip_cache.VideoError, match="more than the cache limit of 100000 bytes"):
+        clips[0]
+    assert [file.suffix for file in (cache / "clips").iterdir()] == [".json"]
+
+
+def test_a_full_disk_names_the_cache(
+    tmp_path: Path, cache: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "a.mp4", frames=5)
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(clip_cache, "_write_header", full)
+    with pytest.raises(CacheError, match=r"disk of the clip cache is full .* ONEDVA_CACHE"):
+        load_clips(tmp_path, split="train", minimum_frames=5)  # not a video that is skipped
+    assert not list((cache / "clips").glob("*.npy")) and not list((cache / "clips").glob("*.tmp"))
+
+
+def test_what_a_killed_process_left_behind_is_swept_away(tmp_path: Path, cache: Path, write_video: WriteVideo) -> None:
+    write_video(tmp_path / "a.mp4", frames=5, height=64, width=64)
+    folder = cache / "clips"
+    folder.mkdir(parents=True)
+    old, new = folder / "x.npy.77.tmp", folder / "y.npy.78.tmp"
+    for file in (old, new):
+        file.touch()
+    long_ago = time.time() - 2 * clip_cache.STALE
+    os.utime(old, (long_ago, long_ago))
+    load_clips(tmp_path, split="train", minimum_frames=5)
+    assert not old.exists() and new.exists()
+
+
+def test_a_part_of_a_set_is_a_set(tmp_path: Path, cache: Path, write_video: WriteVideo) -> None:
+    for name in "abc":
+        write_video(tmp_path / f"{name}.mp4", frames=5, height=64, width=64)
+    clips = load_clips(tmp_path, split="train", minimum_frames=5)
+    assert [clip.name for clip in clips[1:]] == ["b.mp4", "c.mp4"] and clips[:2].frame_counts.tolist() == [5, 5]
+    assert clips[-1].name == "c.mp4"
+    with pytest.raises(IndexError):
+        clips[3]

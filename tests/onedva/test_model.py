@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from onedva.config import PRESETS, OneDVAConfig, preset
+from onedva.config import PRESETS, preset
 from onedva.model import OneDVA, draw, to_frames, to_video
 from onedva_runtime import placement
 
 KINDS = [
-    pytest.param({"prediction": prediction, "conditioning": conditioning, "preview": prediction == "video"}
+    pytest.param({"prediction": prediction, "conditioning": conditioning, "pca": prediction == "video"}
                  | ({"stem_depth": 0} if conditioning == "in_context" else {}), id=f"{prediction}-{conditioning}")
     for prediction in ("video", "velocity")
     for conditioning in ("stem", "in_context")
@@ -38,6 +38,7 @@ def test_every_kind_decodes_and_trains(changes, nano, random_model, make_video) 
     idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     error_head = {"encoder.error_head.weight", "encoder.error_head.bias"}  # has a loss of its own
     absent = {"decoder.absent_latents", "decoder.absent_structural"}  # here nothing is
+    absent |= {"decoder.context_gain", "decoder.context_scale"} if model.config.pca else set()  # no context frame
     no_stem = {"decoder.stem_norm.weight"} if model.config.conditioning == "in_context" else set()
     assert idle == error_head | absent | no_stem
 
@@ -66,8 +67,9 @@ def test_presets_are_found_by_name() -> None:
         ({"conditioning": "cross"}, "stem, in_context"),
         ({"anchors": "random"}, "content, fixed"),
         ({"clip_frames": 16}, "1 \\+ 4n, got 16"),
-        ({"latent_channels": 3072}, "3072 principal components"),
-        ({"prediction": "velocity"}, "set preview=False"),
+        ({"latent_channels": 24}, "components must hold both latents and be at most 3072, got 24"),
+        ({"components": 3073}, "at most 3072, got 3073"),
+        ({"prediction": "velocity"}, "set pca=False"),
         ({"conditioning": "in_context"}, "set stem_depth=0"),
     ],
 )
@@ -123,14 +125,14 @@ def test_anchors_come_from_the_detail_map(random_model, make_video) -> None:
     video = make_video(1, 9, 48, 64)
     detail = placement.detail_map(to_frames(video)[0])
     for key, longest in ((True, 36), (False, 24)):
-        z = random_model().encode(video, is_key=torch.tensor([key])).latent_dist.mode()
+        z = random_model(clip_frames=9).encode(video, is_key=torch.tensor([key])).latent_dist.mode()
         assert z.anchors[0].tolist() == placement.place(detail, longest, is_key=key).tolist()
-    fixed = random_model(anchors="fixed").encode(video, tokens=20).latent_dist.mode()
+    fixed = random_model(anchors="fixed", clip_frames=9).encode(video, tokens=20).latent_dist.mode()
     assert fixed.anchors[0].tolist() == placement.fixed_anchors((3, 3, 4), 32).tolist()
 
 
 def test_lengths_are_rounded_up_and_capped(random_model, make_video) -> None:
-    model, video = random_model(queries=40, trained_tokens=32), make_video(1, 9, 48, 64)
+    model, video = random_model(queries=40, trained_tokens=32, clip_frames=9), make_video(1, 9, 48, 64)
     lengths = [model.encode(video, tokens=k).latent_dist.mode().latents.shape[1] for k in (0, 1, 16, 17, 900)]
     assert lengths == [0, 16, 16, 32, 32]
     assert model.encode(video).latent_dist.mode().latents.shape[1] == 32
@@ -207,15 +209,21 @@ def test_wrong_decode_arguments_are_refused(random_model, nano, make_video) -> N
         model.decode(z, num_steps=51)
     with pytest.raises(ValueError, match="tokens must be ≥ 0, got -1"):
         model.encode(video, tokens=-1)
-    velocity = random_model(prediction="velocity", preview=False)
+    velocity = random_model(prediction="velocity", pca=False)
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         velocity.decode(velocity.encode(video).latent_dist.mode(), num_steps=0)
 
 
-def test_a_configuration_without_a_linear_start_says_so(
-    nano: Callable[..., OneDVAConfig], quick_pca, make_video
-) -> None:
-    pca = quick_pca(make_video(1, 9, 64, 64), 16)
-    for changes in ({"pca": False}, {"preview": False, "prediction": "velocity"}):
-        with pytest.raises(ValueError, match="needs pca=True and preview=True"):
-            OneDVA(nano(**changes)).start_from_pca(pca)
+@pytest.mark.parametrize("pca", [True, False])
+def test_clips_longer_than_the_model_takes_are_refused(pca: bool, random_model, make_video) -> None:
+    model, video = random_model(pca=pca), make_video(1, 9, 32, 32)
+    with pytest.raises(ValueError, match="up to 5 frames in this model, got 9"):
+        model.encode(video)
+    assert model.encode(video[:, :, :5]).latent_dist.mode().structural.shape[1] == 2
+
+
+def test_latents_of_a_longer_clip_are_refused_too(random_model, make_video) -> None:
+    """Another size's directions would decode them to something."""
+    z = random_model(clip_frames=9).encode(make_video(1, 9, 32, 32)).latent_dist.mode()
+    with pytest.raises(ValueError, match="up to 2 groups of frames, got 3"):
+        random_model().decode(z, num_steps=0)

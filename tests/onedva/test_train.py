@@ -1,6 +1,7 @@
-"""Training runs: one overfits a clip, one resumed equals one uninterrupted, and what stops a run says why."""
+"""Training runs: one overfits a clip, stages follow one another, and what stops a run says why."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,40 +10,24 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import nn
 
 from onedva import losses
 from onedva import train as training
 from onedva.checkpoint import load_model
-from onedva.config import OneDVAConfig, TrainConfig
-from onedva.data import Clip, centre_clip
+from onedva.config import OneDVAConfig
+from onedva.data import Batch, Clip
+from onedva.distributed import ALONE
 from onedva.evaluate import evaluate, mean_by_length
 from onedva.model import OneDVA, to_video
-
-QUICK: dict[str, Any] = {
-    "frames": 5,
-    "sizes": ((48, 64, 0.5), (32, 32, 0.5)),
-    "positions_per_batch": 32,
-    "warmup": 5,
-    "evaluate_every": 0.0,
-    "save_every": 0.0,  # after every step
-}
+from onedva.sampler import ClipSampler
+from onedva.steps import TrainingStep
+from training_runs import log_of, quick_config, quick_start
 
 
 @pytest.fixture(autouse=True)
-def quick_start(quick_pca: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The linear start from one crop, and float32 whatever this machine is faster at."""
-
-    def linear_model(config: OneDVAConfig, clips: list[Clip]) -> OneDVA:
-        torch.manual_seed(0)
-        model = OneDVA(config)
-        crop = centre_clip(clips[0], frames=config.clip_frames, size=64)
-        components = config.structural_channels + config.latent_channels
-        model.start_from_pca(quick_pca(to_video(torch.from_numpy(crop)[None]), components))
-        return model
-
-    monkeypatch.setattr(training, "linear_model", linear_model)
-    monkeypatch.setattr(training, "fit_neighbours", lambda model, clips: None)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "linear_start", quick_start)
     monkeypatch.setattr(training, "bf16_is_faster", lambda: False)
 
 
@@ -54,175 +39,216 @@ def folder(tmp_path: Path, cache: Path, write_video: Callable[..., np.ndarray]) 
     return tmp_path / "videos"
 
 
-def start(folder: Path, output: Path, model: OneDVAConfig, *, resume: bool = False, **changes: Any) -> dict[int, float]:
-    config = TrainConfig(**{**QUICK, "steps": 6, **changes})
-    return training.run(clips=folder, output=output, model=model, train=config, resume=resume, quiet=True)
+def start(
+    folder: Path, output: Path, model: OneDVAConfig, *, resume: bool = False, init: Path | None = None, **changes: Any
+) -> dict[int, float]:
+    config = quick_config(**changes)
+    return training.run(
+        clips=folder, output=output, model=model, train=config, start=init, resume=resume, quiet=True, device="cpu"
+    )
 
 
-def log_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-
-
-def test_a_run_overfits_one_clip(tmp_path: Path, nano, make_frames, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_overfits_one_clip(
+    tmp_path: Path, nano, make_frames, pca_model: Callable[..., OneDVA], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = Clip("only", make_frames(1, 5, 64, 64)[0], 24.0)
 
-    def only(folder: Path, *, split: str, minimum_frames: int) -> list[Clip]:
+    def only(folder: Path, *, split: str, minimum_frames: int, workers: int = 0) -> list[Clip]:
         if split == "dev":
             raise FileNotFoundError
         return [clip]
 
+    config = nano(structural_channels=2, latent_channels=4)
+    begun = pca_model(to_video(torch.from_numpy(clip.frames)[None]), structural_channels=2, latent_channels=4)
+    begun.requires_grad_(True)
+    floor = mean_by_length(evaluate(begun, [clip], tokens=(0, 16), size=64))
     monkeypatch.setattr(training, "load_clips", only)
-    model = nano(structural_channels=2, latent_channels=4)
-    floor = mean_by_length(evaluate(training.linear_model(model, [clip]), [clip], tokens=(0, 16), size=64))
+    monkeypatch.setattr(training, "linear_start", lambda *a, **k: begun)
     rates: dict[str, Any] = {"learning_rate": 3e-3, "muon_learning_rate": 1e-2, "ema": 0.9, "p_full": 1.0}
-    start(tmp_path, tmp_path / "run", model, steps=80, sizes=((64, 64, 1.0),), save_every=60.0, **rates)
+    sizes = ((64, 64, 1.0),)
+    start(tmp_path, tmp_path / "run", config, steps=60, sizes=sizes, save_every=60.0, still_motion=0.0, **rates)
     reached = mean_by_length(evaluate(load_model(tmp_path / "run"), [clip], tokens=(0, 16), size=64))
     assert reached[0] > floor[0] + 0.3  # two channels a patch: little to go by
-    assert reached[16] > floor[16] + 1.0
+    assert reached[16] > floor[16] + 0.3
     log = log_of(tmp_path / "run")
-    assert [line["step"] for line in log] == list(range(1, 81))
-    assert log[-1]["rate"] < 0.06 < 0.99 < max(line["rate"] for line in log)
+    assert [line["step"] for line in log] == list(range(1, 61))
 
 
-class Stop(Exception):
-    """What ends a run in the middle."""
-
-
-def stop_at(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.training_step
-
-    def step_or_stop(*args: Any, step: int, **options: Any) -> dict[str, float]:
-        if step == last:
-            raise Stop
-        return original(*args, step=step, **options)
-
-    monkeypatch.setattr(training, "training_step", step_or_stop)
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, {"anchors": "fixed", "pca": False, "preview": False, "prediction": "velocity"}]
-)
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-    changes: dict[str, Any], tmp_path: Path, folder: Path, nano, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = nano(**changes)
-    start(folder, tmp_path / "whole", model)
-    with monkeypatch.context() as patch:
-        stop_at(3, patch)
-        with pytest.raises(Stop):
-            start(folder, tmp_path / "parts", model)
-    assert len(log_of(tmp_path / "parts")) == 3
-    torch.manual_seed(1234)  # nothing hangs on the state the process happens to be in
-    start(folder, tmp_path / "parts", model, resume=True)
-
-    for name in ("training.safetensors", "model.safetensors"):
-        whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
-        assert set(whole) == set(parts)
-        assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []
-    for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "parts"), strict=True):
-        del one["elapsed"], other["elapsed"]
-        assert one == other
-
-
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
-    tmp_path: Path, folder: Path, nano, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_no_number_stops_the_run_and_keeps_batch_and_checkpoint(
+    wrong: str, tmp_path: Path, folder: Path, nano, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, calls = losses.flow_loss, iter(range(100))
-    monkeypatch.setattr(losses, "flow_loss", lambda *a: original(*a) * (float("nan") if next(calls) == 2 else 1.0))
-    with pytest.raises(FloatingPointError, match="loss is nan at step 2; the last checkpoint is in"):
+
+    def broken(*args: Any) -> torch.Tensor:
+        loss = original(*args)
+        if next(calls) == 2:
+            if wrong == "loss":
+                return loss * float("nan")
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    monkeypatch.setattr(losses, "flow_loss", broken)
+    with pytest.raises(FloatingPointError, match=r"batch 2 is not finite; it is in .*bad-batch-0\.npz"):
         start(folder, tmp_path / "run", nano())
     assert len(log_of(tmp_path / "run")) == 2
-    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run" / "training.safetensors").values())
+    kept = np.load(tmp_path / "run" / "bad-batch-0.npz")
+    assert kept["frames"].dtype == np.uint8 and kept["frames"].shape[1::3] == (5, 3) and kept["step"] == 2
+    assert kept["fps"].shape == kept["frames"].shape[:1]
+    saved = load_file(tmp_path / "run" / "training.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    load_model(tmp_path / "run")
 
 
 def test_an_output_already_begun_is_refused_and_left_alone(tmp_path: Path, folder: Path, nano) -> None:
     start(folder, tmp_path / "run", nano(), steps=1)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    files = [path for path in (tmp_path / "run").iterdir() if path.is_file()]
+    before = {path.name: path.read_bytes() for path in files}
     assert set(before) == {"config.json", "model.safetensors", "training.safetensors", "train.json", "log.jsonl"}
     with pytest.raises(FileExistsError, match="already holds a run: resume it, or choose another folder"):
         start(folder, tmp_path / "run", nano(), steps=2)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in files} == before
 
 
-def test_nothing_to_resume_is_an_error(tmp_path: Path, folder: Path, nano) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        start(folder, tmp_path / "run", nano(), resume=True)
+def test_what_cannot_be_trained_is_an_error_before_any_work(tmp_path: Path, nano) -> None:
+    nowhere = tmp_path / "missing"
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume: .*training\.safetensors is missing"):
+        start(nowhere, tmp_path / "run", nano(), resume=True)
+    with pytest.raises(ValueError, match="distill follows a trained model"):
+        start(nowhere, tmp_path / "run", nano(), stage="distill")
+    with pytest.raises(ValueError, match="stage encoder trains the preview"):
+        start(nowhere, tmp_path / "run", nano(pca=False), stage="encoder")
+    with pytest.raises(ValueError, match="up to 5 frames, training asks for 9"):
+        start(nowhere, tmp_path / "run", nano(), frames=((9, 1.0),))
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        start(tmp_path / "missing", tmp_path / "run", nano())
+        start(nowhere, tmp_path / "run", nano())
+    assert not (tmp_path / "run").exists()
 
 
 def test_dev_scores_are_returned_and_kept(tmp_path: Path, folder: Path, nano, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "MANIFEST.csv").write_text("name,split\n0.mp4,train\n1.mp4,dev\n")
-    monkeypatch.setattr(training, "evaluate", lambda *a, **o: evaluate(a[0], a[1], tokens=(0, 16), size=32))
+    monkeypatch.setattr(training, "evaluate", lambda *a, **o: evaluate(a[0], a[1], tokens=(0, 8), size=32))
+    monkeypatch.setattr(training, "reconstructions", lambda *a, **o: [])
     means = start(folder, tmp_path / "run", nano(), steps=2)
-    assert set(means) == {0, 16} and all(5 < value < 45 for value in means.values())
+    assert set(means) == {0, 8} and all(5 < value < 45 for value in means.values())
     lines = [json.loads(line) for line in (tmp_path / "run" / "eval.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2]
     assert {clip["clip"] for line in lines for clip in line["clips"]} == {"1.mp4"}
     assert lines[-1]["psnr"] == {str(length): value for length, value in means.items()}
+    assert lines[0]["psnr"] != lines[1]["psnr"]
+
+
+PARTS = {  # of the weights that only one stage trains, and what another leaves alone
+    "encoder": ("encoder.blocks", "decoder.blocks"),
+    "joint": ("decoder.blocks", "transform"),
+    "distill": ("decoder.blocks", "encoder"),
+}
+
+
+@pytest.mark.parametrize("first", PARTS)
+def test_each_stage_goes_on_from_any_other(first: str, tmp_path: Path, folder: Path, nano, random_model) -> None:
+    random_model().save_pretrained(tmp_path / "init")
+    start(folder, tmp_path / "first", nano(), init=tmp_path / "init", stage=first, steps=2)
+    for second in PARTS.keys() - {first}:
+        shutil.copytree(tmp_path / "first", tmp_path / second)
+        before = load_file(tmp_path / second / "model.safetensors")
+        start(folder, tmp_path / second, nano(), resume=True, **{**training_stage(second), "steps": 3})
+        assert [(line["stage"], line["step"]) for line in log_of(tmp_path / second)] == [
+            *((first, step) for step in (1, 2)),
+            *((second, step) for step in (1, 2, 3)),
+        ]
+        after = load_file(tmp_path / second / "model.safetensors")
+        moved = [name for name in after if not torch.equal(after[name], before[name])]
+        trained, left = PARTS[second]
+        assert any(name.startswith(trained) for name in moved), moved
+        assert not any(name.startswith(left) for name in moved), moved
+    shutil.rmtree(tmp_path / "first")
+
+
+def training_stage(name: str) -> dict[str, Any]:
+    from onedva.config import STAGES
+
+    return STAGES[name]
 
 
 @pytest.fixture
-def batch(folder: Path) -> Iterator[training.Batch]:
+def batch(folder: Path) -> Iterator[Batch]:
     clips = training.load_clips(folder, split="train", minimum_frames=5)
-    sampler = training.ClipSampler(clips, frames=5, sizes=((48, 64, 1.0),), positions_per_batch=48, seed=0)
-    yield sampler(0)
+    yield ClipSampler(clips, frames=5, sizes=((48, 64, 1.0),), positions_per_batch=96, seed=0)(0)
 
 
-def one_step(network: OneDVA, batch: training.Batch, **changes: Any) -> dict[str, float]:
-    network.zero_grad()
-    config = TrainConfig(**{**QUICK, **changes})
-    return training.training_step(network, batch, step=4, train=config, bf16=False)
+def test_two_halves_accumulated_are_one_whole(batch: Batch, tmp_path: Path, random_model) -> None:
+    half = len(batch.frames) // 2
+    parts = [Batch(batch.video[rows], batch.frames[rows], batch.fps[rows]) for rows in (slice(half), slice(half, None))]
+    assert half * 2 == len(batch.frames) > 2
+    made = []
+    for micro in ([batch], parts):
+        # without noise, and without latents whose number is drawn
+        config = quick_config(stage="encoder", p_no_latents=1.0, p_all_latents=0.0, p_policy_latents=0.0)
+        network = random_model().requires_grad_(True)
+        loop = training.Loop(network, config, ALONE, tmp_path, resume=False)
+        loop.optimizers.set_rate(10, 0.0)
+        values = loop.update(micro)
+        made.append((values, {name: tensor.clone() for name, tensor in network.named_parameters()}))
+    (one, weights), (two, others) = made
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+    before = dict(random_model().named_parameters())
+    moved = sum((weights[name] - before[name]).square().sum() for name in weights)
+    apart = sum((weights[name] - others[name]).square().sum() for name in weights)
+    assert moved > 1e-4 and apart < 1e-3 * moved  # a second whole step would be as far again
 
 
-def test_a_continuation_step_ignores_its_context_frame(
-    batch: training.Batch, random_model, monkeypatch: pytest.MonkeyPatch
+def gradients(network: OneDVA, batch: Batch, **changes: Any) -> dict[str, torch.Tensor]:
+    config = quick_config(**changes)
+    training.prepare_blocks(network, config)
+    TrainingStep(network, config)(batch, step=4)["loss"].backward()
+    return {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+
+
+IN_CONTEXT = {"conditioning": "in_context", "stem_depth": 0, "pca": False}
+
+
+@pytest.mark.parametrize("changes", [{}, IN_CONTEXT])
+def test_checkpointing_recomputes_blocks_and_changes_no_gradient(
+    changes: dict[str, Any], batch: Batch, random_model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = random_model().requires_grad_(True)
-    calls: list[dict[str, Tensor]] = []
-    network.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
-    kept = one_step(network, batch, p_continuation=1.0, p_no_latents=0.0)
-    original = losses.frame_errors
-
-    def wrong_first_frame(predicted: Tensor, video: Tensor) -> Tensor:
-        errors = original(predicted, video)
-        return torch.cat([errors[:, :1] + 1e4, errors[:, 1:]], dim=1)
-
-    monkeypatch.setattr(losses, "frame_errors", wrong_first_frame)
-    assert one_step(network, batch, p_continuation=1.0, p_no_latents=0.0) == kept
-    assert one_step(network, batch, p_continuation=0.0)["flow"] > 1e3
-
-    given, key = calls[0], calls[-1]
-    assert not given["is_key"].any() and key["is_key"].all()
-    assert (given["t"][:, 0] == 0).all() and (given["t"][:, 1] > 0).all()
-    assert given["anchors"].min() >= 12  # group 0 has 3×4 positions, none coded
-    blur = given["noisy"][:, :, 0] - batch.video[:, :, 0]
-    assert 0 < blur.std() < 0.1
-    assert (key["noisy"][:, :, 0] - batch.video[:, :, 0]).std() > 0.1
+    plain = gradients(random_model(**changes).requires_grad_(True), batch)
+    calls = []
+    original = torch.nn.functional.gelu
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda *a, **o: (calls.append(1), original(*a, **o))[1])
+    again = gradients(random_model(**changes).requires_grad_(True), batch)
+    once = len(calls)
+    calls.clear()
+    checkpointed = gradients(random_model(**changes).requires_grad_(True), batch, checkpointing=True)
+    assert len(calls) > once + 1
+    for found in (again, checkpointed):
+        assert set(found) == set(plain)
+        for name in plain:
+            torch.testing.assert_close(found[name], plain[name], rtol=1e-5, atol=1e-7)
 
 
-def test_a_continuation_run_trains(tmp_path: Path, folder: Path, nano) -> None:
-    start(folder, tmp_path / "run", nano(), steps=3, p_continuation=1.0)
-    weights = load_model(tmp_path / "run")
-    before = training.linear_model(nano(), training.load_clips(folder, split="train", minimum_frames=5))
-    assert not torch.equal(weights.decoder.absent_structural, before.decoder.absent_structural)
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of its own parts
+def test_a_compiled_step_has_the_same_gradients(batch: Batch, random_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, compiled_blocks = nn.Module.compile, []
+
+    def traced(module: nn.Module, **options: Any) -> None:
+        compiled_blocks.append(module)
+        original(module, **options, backend="eager")  # the graphs, without minutes of a C++ compiler
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    plain = gradients(random_model().requires_grad_(True), batch, stage="encoder")
+    compiled = gradients(random_model().requires_grad_(True), batch, stage="encoder", compile=True)
+    assert len(compiled_blocks) == 3
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5)
 
 
-def test_the_step_decides_what_is_random(batch: training.Batch, random_model) -> None:
-    network = random_model().requires_grad_(True)
-    first = one_step(network, batch)
-    gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
-    torch.manual_seed(77)
-    assert one_step(network, batch) == first
-    again = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
-    assert one_step(network, batch, seed=1) != first
-
-
-def test_the_loss_is_the_weighted_sum(batch: training.Batch, random_model) -> None:
-    network = random_model().requires_grad_(True)
-    weights = {"preview": 0.7, "kl": 0.01, "frame_difference": 0.3, "error": 0.2}
-    values = one_step(network, batch, p_full=1.0, **{f"{name}_weight": weight for name, weight in weights.items()})
-    assert all(values[name] > 0 for name in weights)
-    wanted = values["flow"] + sum(weight * values[name] for name, weight in weights.items())
-    assert values["loss"] == pytest.approx(wanted, rel=1e-5)
+def test_the_average_lags_behind_the_weights_and_without_decay_is_them(tmp_path: Path, folder: Path, nano) -> None:
+    for decay, same in ((0.0, True), (0.9, False)):
+        output = tmp_path / str(decay)
+        start(folder, output, nano(), steps=3, ema=decay, save_every=60.0)
+        tensors, average = load_file(output / "training.safetensors"), load_file(output / "model.safetensors")
+        equal = [torch.equal(tensors[f"module.network.{name}"], average[name]) for name in average]
+        assert all(equal) if same else sum(equal) < 0.5 * len(equal)
+        assert all(torch.equal(tensors[f"average.{name}"], average[name]) for name in average)

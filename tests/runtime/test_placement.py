@@ -1,5 +1,8 @@
 """Placement against slow references: the detail map by its definition, anchors and lengths by their promises."""
 
+import math
+from fractions import Fraction
+
 import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from onedva_runtime.placement import (
     detail_map,
     fixed_anchors,
     grid_of,
+    layer_scores,
     longest,
     place,
     round_tokens,
@@ -69,6 +73,29 @@ def test_grid() -> None:
 
 
 @settings(deadline=None)
+@given(details, st.booleans())
+def test_layers_are_worth_their_columns_detail_less_for_each_further_one(detail: np.ndarray, is_key: bool) -> None:
+    first = 0 if is_key else 1
+    scores = layer_scores(detail, is_key=is_key)
+    assert scores.dtype == np.int64 and scores.shape == detail.shape
+    for t, y, x in np.ndindex(detail.shape):
+        column = sum(int(value) for value in detail[first:, y, x])
+        wanted = math.floor(Fraction(5 * column, 5 + 3 * (t - first))) if t >= first else 0
+        assert scores[t, y, x] == wanted
+
+
+@settings(deadline=None)
+@given(details, st.booleans(), st.integers(1, 9))
+def test_no_layer_comes_before_the_one_under_it(detail: np.ndarray, is_key: bool, multiple: int) -> None:
+    """Nothing is gained by a column's later layer without its stronger ones: no prefix has one."""
+    first, columns = 0 if is_key else 1, detail[0].size
+    anchors = place(detail, detail[first:].size, is_key=is_key, length_multiple=multiple)
+    for column in range(columns):
+        layers = [int(anchor) // columns for anchor in anchors if anchor % columns == column]
+        assert layers == list(range(first, detail.shape[0]))
+
+
+@settings(deadline=None)
 @given(details, st.booleans(), st.integers(1, 9), st.data())
 def test_anchors_are_distinct_and_the_strongest(
     detail: np.ndarray, is_key: bool, multiple: int, data: st.DataObject
@@ -82,7 +109,8 @@ def test_anchors_are_distinct_and_the_strongest(
     whole = tokens // multiple * multiple
     left = np.setdiff1d(np.arange(first, detail.size), anchors[:whole])
     if whole and left.size:
-        assert detail.reshape(-1)[anchors[:whole]].min() >= detail.reshape(-1)[left].max()
+        scores = layer_scores(detail, is_key=is_key).reshape(-1)
+        assert scores[anchors[:whole]].min() >= scores[left].max()
 
 
 @settings(deadline=None)
@@ -124,14 +152,23 @@ def test_longest_and_rounding() -> None:
         round_tokens(-1, 100)
 
 
-def test_the_policy_counts_positions_above_its_level() -> None:
+def test_the_policy_counts_layers_above_its_level() -> None:
+    """Columns whose detail earns one, two and three layers of 5/5, 5/8 and 5/11 of it; the level is per pixel."""
+    level = 100 * 9 * 256
     detail = np.zeros((3, 4, 4), np.int64)
-    detail.reshape(-1)[:20] = 100 * 1024 + 1
-    assert choose_tokens(detail, density=100, max_tokens=1024) == 32
-    assert choose_tokens(detail, density=100, max_tokens=24) == 24
+    detail[1] = level + 1
+    assert choose_tokens(detail, density=100, max_tokens=1024) == 16
     assert choose_tokens(detail, density=101, max_tokens=1024) == 0
-    assert choose_tokens(detail, density=100, max_tokens=1024, is_key=False) == 16  # 16 of the 20 are in group 0
+    detail[2, :2] = level * 4 // 5  # half of the columns are above 8/5 of the level
+    assert choose_tokens(detail, density=100, max_tokens=1024) == 32  # 24, rounded up
+    detail[2] = level * 7 // 5  # all of them above 11/5
+    assert choose_tokens(detail, density=100, max_tokens=1024) == 48
+    assert choose_tokens(detail, density=100, max_tokens=24) == 24
     assert choose_tokens(detail, density=-1, max_tokens=1024, is_key=False) == 32
+    detail[0], detail[1:] = 1000 * level, 0
+    assert choose_tokens(detail, density=1, max_tokens=1024, is_key=False) == 0  # what is not coded earns nothing
+    detail[1] = 100 * 8 * 256 + 1  # a continuation clip codes 8 of 9 frames
+    assert choose_tokens(detail, density=100, max_tokens=1024, is_key=False) == 16
 
 
 @settings(deadline=None, max_examples=40)

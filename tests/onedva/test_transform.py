@@ -1,0 +1,186 @@
+"""The linear codec: orthogonal for every size and kind, principal where it was fit, the same alone and in a batch."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nano import random_transform
+from onedva.config import OneDVAConfig
+from onedva.encoder import linear_error
+from onedva.model import OneDVA
+from onedva.patches import patchify
+from onedva.transform import FIRST_GROUP, PatchTransform
+
+KEY, CONTINUATION = torch.tensor([True]), torch.tensor([False])
+SIZES = [(groups, key) for key in (True, False) for groups in range(1, 6) if groups > 1 or key]
+
+
+@pytest.fixture
+def transform(nano: Callable[..., OneDVAConfig]) -> PatchTransform:
+    """5 groups, 24 components, 6 structural and 10 latent channels, orthonormal random directions."""
+    made = PatchTransform(nano(clip_frames=17)).requires_grad_(False)
+    random_transform(made)
+    return made
+
+
+def grid(groups: int, channels: int, *, batch: int = 1) -> Tensor:
+    return torch.randn(batch, groups, 2, 3, channels)
+
+
+@pytest.mark.parametrize(("groups", "key"), SIZES)
+def test_latents_come_back_from_what_they_synthesise(transform: PatchTransform, groups: int, key: bool) -> None:
+    structural, layers, kind = grid(groups, 6), grid(groups, 10), torch.tensor([key])
+    coefficients = transform.synthesise(structural, layers, kind)
+    assert coefficients.shape == (1, groups, 2, 3, 24)
+    coded = 0 if key else 1  # what stands in group 0 of a continuation clip is ignored, and comes back as zeros
+    for got, sent in zip(transform.analyse(coefficients, kind), (structural, layers), strict=True):
+        torch.testing.assert_close(got[:, coded:], sent[:, coded:], atol=1e-4, rtol=1e-4)
+        assert not got[:, :coded].any()
+    assert not coefficients[:, :coded].any() and coefficients[:, coded:].any()
+
+
+@pytest.mark.parametrize(("groups", "key"), SIZES)
+def test_as_many_channels_as_components_lose_nothing(nano, groups: int, key: bool) -> None:
+    transform = PatchTransform(nano(clip_frames=17, components=16)).requires_grad_(False)
+    random_transform(transform)
+    coefficients, kind = grid(groups, 16), torch.tensor([key])
+    again = transform.synthesise(*transform.analyse(coefficients, kind), kind)
+    coded = 0 if key else 1
+    torch.testing.assert_close(again[:, coded:], coefficients[:, coded:], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("groups", "key"), SIZES)
+def test_what_is_lost_is_the_energy_outside(transform: PatchTransform, groups: int, key: bool) -> None:
+    """Parseval: with every latent, the error is the patches' energy less the latents'; the error head starts there."""
+    kind, anchors = torch.tensor([key]), torch.arange(0 if key else 6, groups * 6)[None]
+    patches = torch.randn(1, groups, 2, 3, 3072)
+    structural, layers = transform.analyse(transform.coefficients(patches), kind)
+    left = patches - transform.patches(transform.synthesise(structural, layers, kind))
+    share = torch.ones(groups)
+    share[0] = FIRST_GROUP if key else 0.0  # group 0 is one frame, four times
+    lost, whole = ((share * part[0].square().sum(dim=(1, 2, 3))).sum() for part in (left, patches - transform.mean))
+    std = transform.tables(groups, kind)[1][:, :, None, None]
+    kept = (std * torch.cat([structural, layers], dim=-1)).square().sum()
+    torch.testing.assert_close(lost, whole - kept, atol=0, rtol=1e-4)
+    sent = layers.flatten(1, 3)[:, anchors[0]]
+    promised = linear_error(patches, structural, sent, anchors, kind, transform)
+    torch.testing.assert_close(promised[0, -1].exp(), lost / (share.sum() * 6 * 3072), atol=0, rtol=1e-4)
+
+
+def test_group_zero_of_a_continuation_clip_changes_nothing(transform: PatchTransform) -> None:
+    coefficients = grid(4, 24)
+    changed = coefficients.clone()
+    changed[:, 0] += 3.0
+    for one, other in zip(*(transform.analyse(part, CONTINUATION) for part in (coefficients, changed)), strict=True):
+        assert torch.equal(one, other) and one[:, 1:].any()
+    one, other = (transform.analyse(part, KEY)[0] for part in (coefficients, changed))
+    assert (one - other).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("groups", [2, 5])
+def test_clips_of_both_kinds_share_a_batch(transform: PatchTransform, groups: int) -> None:
+    coefficients, kinds = grid(groups, 24, batch=3), torch.tensor([False, True, False])
+    structural, layers = transform.analyse(coefficients, kinds)
+    again = transform.synthesise(structural, layers, kinds)
+    for row in range(3):
+        here = slice(row, row + 1)
+        alone = transform.analyse(coefficients[here], kinds[here])
+        torch.testing.assert_close(structural[here], alone[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(layers[here], alone[1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again[here], transform.synthesise(*alone, kinds[here]), atol=1e-5, rtol=1e-5)
+
+
+def test_every_size_has_a_table_of_its_own(transform: PatchTransform) -> None:
+    """No two sizes or kinds read the same block or row, and together they read all of them."""
+    with torch.no_grad():
+        transform.directions.copy_(torch.arange(1.0, len(transform.directions) + 1)[:, None, None])
+        transform.latent_std.copy_(torch.arange(1.0, len(transform.latent_std) + 1)[:, None])
+    blocks: list[float] = []
+    rows: list[float] = []
+    for groups, key in SIZES:
+        directions, std, _ = transform.tables(groups, torch.tensor([key]))
+        first_values = directions.reshape(groups, 16, groups, 24)[:, 0, :, 0]
+        blocks += first_values[first_values != 0].tolist()
+        rows += std[0, 0 if key else 1 :, 0].tolist()
+    assert sorted(blocks) == list(range(1, len(transform.directions) + 1))
+    assert sorted(rows) == list(range(1, len(transform.latent_std) + 1))
+
+
+def test_more_groups_than_the_tables_have_are_refused(transform: PatchTransform) -> None:
+    with pytest.raises(ValueError, match="up to 5 groups of frames, got 6"):
+        transform.analyse(grid(6, 24), KEY)
+
+
+def test_coefficients_and_patches_are_inverse_within_the_basis(transform: PatchTransform) -> None:
+    coefficients = grid(2, 24)
+    torch.testing.assert_close(transform.coefficients(transform.patches(coefficients)), coefficients, atol=1e-5, rtol=0)
+    assert torch.equal(transform.patches(torch.zeros(1, 24))[0], transform.mean)
+
+
+# Fit to clips
+
+
+@pytest.fixture
+def video(make_video: Callable[..., Tensor]) -> Tensor:
+    return make_video(2, 9, 128, 128)  # 128 columns of 3·24 coefficients
+
+
+def of(model: OneDVA) -> PatchTransform:
+    assert model.transform is not None
+    return model.transform
+
+
+@pytest.mark.parametrize("key", [True, False])
+def test_latents_have_unit_variance_where_they_were_fit(video: Tensor, pca_model, key: bool) -> None:
+    """Every channel of every group, over all columns."""
+    transform = of(pca_model(video[:1]))
+    structural, layers = transform.analyse(transform.coefficients(patchify(video[:1])), torch.tensor([key]))
+    power = torch.cat([structural, layers], dim=-1).square().mean(dim=(0, 2, 3))  # (Tg, C)
+    torch.testing.assert_close(power[0 if key else 1 :], torch.ones(3 if key else 2, 16), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("tokens", "layers"), [(0, 0), (64, 1), (192, 3)])
+def test_previews_are_made_of_the_strongest_directions_of_columns(pca_model, video: Tensor, tokens, layers) -> None:
+    """Against NumPy: eigenvectors of the columns' second moments, 3·6 structural and 10 more for each of 3 layers."""
+    model = pca_model(video[:1], queries=192, trained_tokens=192)
+    transform = of(model)
+    z = model.encode(video[:1], anchors=torch.arange(192)[None]).latent_dist.mode().thin(tokens)
+    preview = model.decode(z, num_steps=0).sample
+
+    weight = np.sqrt([FIRST_GROUP, 1, 1]).repeat(24)
+    coefficients = transform.coefficients(patchify(video[:1]))[0].double().numpy()  # (3, 8, 8, 24)
+    columns = coefficients.transpose(1, 2, 0, 3).reshape(64, 72) * weight
+    vectors = np.linalg.eigh(columns.T @ columns)[1][:, ::-1][:, : 18 + 10 * layers]
+    kept = (columns @ vectors @ vectors.T / weight).reshape(8, 8, 3, 24).transpose(2, 0, 1, 3)
+    wanted = torch.from_numpy(kept).float()
+    got = transform.coefficients(patchify(preview))[0]
+    torch.testing.assert_close(got[1:], wanted[1:], atol=2e-3, rtol=1e-3)  # group 0 is averaged over its four outputs
+
+
+def test_strong_directions_come_first_and_every_group_gets_some(pca_model, video: Tensor) -> None:
+    std = of(pca_model(video)).tables(3, KEY)[1][0]  # (3, 16)
+    structural, layers = std[:, :6], std[:, 6:]
+    assert structural.min() >= layers.max()
+    assert layers[0].min() >= layers[1].max() and layers[1].min() >= layers[2].max()
+    assert structural[:, 0].min() >= structural[:, 1].max()  # dealt out, one to each group
+
+
+def error_of(model: OneDVA, video: Tensor) -> Tensor:
+    """Mean squared error of previews without 1D latents."""
+    return (model.decode(model.encode(video, tokens=0).latent_dist.mode(), num_steps=0).sample - video).square().mean()
+
+
+def test_what_stands_still_is_sent_once(pca_model, video: Tensor) -> None:
+    """Six structural channels a patch hold eighteen components of a still picture; single patches would hold six."""
+    still = video[:1, :, :1].expand(-1, -1, 9, -1, -1)
+    model = pca_model(still)
+    transform = of(model)
+    patches = patchify(still)
+    coefficients = transform.coefficients(patches)
+    single, shared = (transform.patches(coefficients * (torch.arange(24) < count)) for count in (6, 18))
+    of_single, of_shared = ((part - patches).square().mean() for part in (single, shared))
+    torch.testing.assert_close(error_of(model, still), of_shared, atol=1e-6, rtol=1e-2)
+    assert error_of(model, still) < 0.7 * of_single
