@@ -28,6 +28,7 @@ def write_whole(path: Path, write: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o644)  # safetensors writes files that only their owner can read
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)

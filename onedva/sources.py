@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -15,11 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from onedva.workers import each
 from onedva_runtime.errors import VideoError
 from onedva_runtime.limits import Limits
+
+logger = logging.getLogger("onedva")
 
 Split = Literal["train", "dev"]
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".m4v"})
@@ -83,7 +86,12 @@ def find_videos(folder: str | Path, *, split: Split) -> list[Path]:
     Raises FileNotFoundError when the folder is missing or the split is empty; ValueError for a manifest without them.
     """
     folder = Path(folder)
-    paths = [path for path, its_split in list_videos(folder) if its_split == split]
+    listed = list_videos(folder)
+    unknown = sorted({its_split for _, its_split in listed} - set(get_args(Split)))
+    if unknown:
+        known = " and ".join(get_args(Split))
+        logger.warning("%s: splits are %s; left out: the videos of %s", MANIFEST, known, ", ".join(unknown))
+    paths = [path for path, its_split in listed if its_split == split]
     if not paths:
         raise FileNotFoundError(f"no videos of split {split!r} in {folder}")
     return paths

@@ -47,7 +47,9 @@ class Tracker:
                 self.board = SummaryWriter(str(self.folder / "tensorboard" / self.stage), purge_step=self.first + 1)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:
+            self.progress.update(self.task, completed=1.0)
         self.progress.stop()
         if self.board is not None:
             self.board.close()

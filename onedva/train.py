@@ -74,11 +74,11 @@ def run(
     FloatingPointError when loss or gradient stop being finite, with the batch saved beside the checkpoint.
     """
     if (output / TRAINING).exists() and not resume:
-        raise FileExistsError(f"{output} already holds a run: resume it, or choose another folder")
+        raise FileExistsError(f"{output} already holds a run: resume it (--resume), or choose another folder")
     if resume and not (output / TRAINING).exists():
         raise FileNotFoundError(f"nothing to resume: {output / TRAINING} is missing")
     if train.stage == "distill" and start is None and not resume:
-        raise ValueError("stage distill follows a trained model: give one to start from")
+        raise ValueError("stage distill follows a trained model: give one to start from (--init), or a run to resume")
     world = start_world(device)
     try:
         torch.manual_seed(train.seed)
@@ -111,6 +111,7 @@ def dev_clips(clips: str | Path, *, minimum_frames: int) -> list[Clip] | Any:
     try:
         return load_clips(clips, split="dev", minimum_frames=minimum_frames)
     except FileNotFoundError:
+        logger.warning("no dev split: there will be no scores (a MANIFEST.csv with columns name, split names one)")
         return []
 
 
@@ -181,6 +182,8 @@ class Loop:
             device=world.device,
         )
         tracker = Tracker(self.output, stage=train.stage, step=self.step, quiet=quiet, active=world.main)
+        if self.done() >= 1:
+            logger.warning("already at step %d: nothing left to do; ask for more --steps or --minutes", self.step)
         with closing(stream), tracker:
             if self.step == 0:
                 self.score(dev, tracker)  # what the start gives

@@ -41,8 +41,12 @@ class Workers:
         if method == "forkserver":
             context.set_forkserver_preload(["onedva.data"])
         self.count = count
+        # a fork server keeps the environment of whoever started it first
+        settings = {name: value for name, value in os.environ.items() if name.startswith("ONEDVA_")}
         self._reader, self._writer = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(self._reader, shared))
+        self._pool = ProcessPoolExecutor(
+            count, mp_context=context, initializer=_begin, initargs=(self._reader, shared, settings)
+        )
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Run function(shared, *arguments) in a worker. Raises BrokenProcessPool when one has died."""
@@ -116,9 +120,10 @@ def _apply(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
 
-def _begin(lifeline: Connection, shared: Any) -> None:
+def _begin(lifeline: Connection, shared: Any, settings: dict[str, str]) -> None:
     """What a worker does first."""
     global _shared
+    os.environ.update(settings)
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides, and the lifeline tells us
     Thread(target=_end_with, args=(lifeline,), daemon=True).start()

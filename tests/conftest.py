@@ -5,8 +5,10 @@
 
 import csv
 import importlib.util
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -101,3 +103,13 @@ def fake() -> ModuleType:
 def fake_bundle(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the fake bundle; not to be changed."""
     return fake.make_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake-v1")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Verbs set up the package's logger for a process of their own; the next test must not see that."""
+    logger = logging.getLogger("onedva")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers

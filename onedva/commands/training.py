@@ -42,7 +42,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on from the checkpoint folder with the settings it has, or in another --stage from its weights.",
+            help="Go on from the checkpoint folder with its settings but those given here, or in another --stage.",
         ),
     ] = False,
     stage: Annotated[

@@ -233,3 +233,9 @@ def test_a_part_of_a_set_is_a_set(tmp_path: Path, cache: Path, write_video: Writ
     assert clips[-1].name == "c.mp4"
     with pytest.raises(IndexError):
         clips[3]
+
+
+def test_a_split_with_another_name_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "MANIFEST.csv").write_text("name,split\na.mp4,train\nb.mp4,val\n")
+    assert [path.name for path in find_videos(tmp_path, split="train")] == ["a.mp4"]
+    assert caplog.messages == ["MANIFEST.csv: splits are train and dev; left out: the videos of val"]

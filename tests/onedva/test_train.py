@@ -105,7 +105,9 @@ def test_an_output_already_begun_is_refused_and_left_alone(tmp_path: Path, folde
     files = [path for path in (tmp_path / "run").iterdir() if path.is_file()]
     before = {path.name: path.read_bytes() for path in files}
     assert set(before) == {"config.json", "model.safetensors", "training.safetensors", "train.json", "log.jsonl"}
-    with pytest.raises(FileExistsError, match="already holds a run: resume it, or choose another folder"):
+    with pytest.raises(
+        FileExistsError, match="already holds a run: resume it \\(--resume\\), or choose another folder"
+    ):
         start(folder, tmp_path / "run", nano(), steps=2)
     assert {path.name: path.read_bytes() for path in files} == before
 
