@@ -22,6 +22,7 @@ from onedva.commands.options import (
     Backend,
     Batch,
     Device,
+    Dtype,
     Force,
     Json,
     Lengths,
@@ -81,6 +82,7 @@ def encode(
     tokens: Tokens = "auto",
     batch: Batch = 1,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -91,7 +93,7 @@ def encode(
     from onedva.commands.coding import CodecChoice, encode_file
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     encode_file(source, target, choice=choice, tokens=tokens, batch=batch, force=force, terminal=terminal)
 
 
@@ -105,6 +107,7 @@ def decode(
     steps: Steps = 1,
     seed: Seed = 0,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -118,7 +121,7 @@ def decode(
     from onedva.commands.coding import CodecChoice, decode_file
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     decode_file(source, target, choice=choice, steps=steps, seed=seed, force=force, terminal=terminal)
 
 
@@ -134,6 +137,7 @@ def reconstruct(
         Path | None, typer.Option("--picture", help="A PNG to write: source | reconstruction | error.")
     ] = None,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -148,7 +152,7 @@ def reconstruct(
     from onedva.commands.reconstruct import reconstruct_file
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     reconstruct_file(
         source,
         target,
@@ -170,6 +174,7 @@ def info(
     ] = None,
     model: Model = "tiny",
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     json: Json = False,
 ) -> None:
     """Show what is installed, or what is in a file.
@@ -181,7 +186,7 @@ def info(
 
     terminal = Terminal(quiet=True, as_json=json)
     if path is None:
-        show_install(choice=CodecChoice(model=model, backend=backend), terminal=terminal)
+        show_install(choice=CodecChoice(model=model, backend=backend, dtype=dtype), terminal=terminal)
     else:
         show_path(path, terminal=terminal)
 
@@ -202,6 +207,7 @@ def bench(
     ] = 5,
     seed: Seed = 0,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     output: Annotated[
@@ -217,7 +223,7 @@ def bench(
     from onedva.commands.sweep import Timing
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     timing = Timing(runs=runs, time_box=time_box)
     plan = Plan.parse(lengths=lengths, steps=steps, size=size, timing=timing, seed=seed)
     bench_codec(source, plan=plan, choice=choice, output=output, force=force, terminal=terminal)
@@ -230,6 +236,7 @@ def demo(
     model: Model = "tiny",
     seed: Seed = 0,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -244,7 +251,7 @@ def demo(
     from onedva.commands.demo import run_demo
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     run_demo(Path(video) if video else None, output, choice=choice, seed=seed, force=force, terminal=terminal)
 
 

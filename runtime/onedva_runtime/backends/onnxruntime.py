@@ -3,7 +3,6 @@ large, and a copy per step through NumPy would cost more than the update."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Condition, Float32
+from onedva_runtime.backends import Condition, Float32, usable_cores
 from onedva_runtime.errors import BackendError, BundleError
 
 if TYPE_CHECKING:
@@ -22,11 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRuntimeBackend"]
 
 PROVIDER = "CPUExecutionProvider"
-
-
-def usable_cores() -> int:
-    """CPU cores this process may run on; containers often allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,7 @@ class OnnxRuntimeBackend:
     """See `Backend`. Calls from many threads take turns where there are more of them than cores."""
 
     name = "onnxruntime"
+    dtype = "fp32"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         """Open the graphs of `bundle` with `threads` CPU threads each (None: every core this process may use).
