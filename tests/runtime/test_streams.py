@@ -33,7 +33,7 @@ def test_a_stream_decodes_to_what_the_whole_video_decodes_to(codec: VideoCodec) 
     outputs: list[np.ndarray] = []
     with codec.open_encoder(fps=24, max_tokens=16) as encoder, codec.open_decoder(num_steps=2, seed=9) as decoder:
         for packet in encoder.push(VIDEO) + encoder.flush():
-            assert packet.tokens == 16
+            assert packet.tokens == (16 if packet.frames > 8 else 12)
             outputs += decoder.push(packet)
         outputs += decoder.flush()
     whole = codec.decode(codec.encode(VIDEO, tokens=16), num_steps=2, seed=9)
