@@ -26,6 +26,7 @@ from onedva_runtime.prepare import (
     place_latents,
     shortest_prefix,
 )
+from onedva_runtime.seams import soften
 
 __all__ = ["Engine", "decode_packets", "encode_clips"]
 
@@ -142,7 +143,13 @@ def decode_packets(
             on_timing=engine.on_timing,
         )
         for row, (i, packet, skip) in enumerate(zip(batch, chosen, skipped, strict=True)):
-            clips[i] = decoded[row, skip : skip + packet.frames, : packet.height, : packet.width].copy()
+            clip = decoded[row, skip : skip + packet.frames, : packet.height, : packet.width]
+            context = None if packet.is_key or num_steps == 0 else context_frames[i]
+            if context is None:
+                clips[i] = clip.copy()
+                continue
+            with timed(engine.on_timing, "soften"):
+                clips[i] = soften(context, clip)
     return [clips[i] for i in range(len(packets))]
 
 

@@ -114,7 +114,7 @@ def test_tiles_go_on_from_the_blended_frame(codec: VideoCodec) -> None:
             (top, left), height, width = packet.corner, packet.height, packet.width
             context = decoded[16, top : top + height, left : left + width]
             own = codec.decode_clip(packet, seed=1, context_frame=context)
-            inner = np.s_[:, 32 : height - 32, 32 : width - 32]  # where no other tile lies
+            inner = np.s_[:, 40 : height - 40, 40 : width - 40]  # where no other tile lies
             box = decoded[17:20, top : top + height, left : left + width]
             np.testing.assert_array_equal(own[inner], box[inner])
 
