@@ -27,6 +27,7 @@ from onedva.commands.options import (
     Json,
     Lengths,
     Model,
+    Quantiser,
     Quiet,
     Seed,
     Source,
@@ -80,6 +81,7 @@ def encode(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The .odva file to write.", show_default=False)],
     model: Model = "tiny",
     tokens: Tokens = "auto",
+    quantiser: Quantiser = 0.125,
     batch: Batch = 1,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
@@ -94,7 +96,9 @@ def encode(
 
     terminal = Terminal(quiet=quiet, as_json=json)
     choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
-    encode_file(source, target, choice=choice, tokens=tokens, batch=batch, force=force, terminal=terminal)
+    encode_file(
+        source, target, choice=choice, tokens=tokens, step=quantiser, batch=batch, force=force, terminal=terminal
+    )
 
 
 @app.command()
@@ -131,6 +135,7 @@ def reconstruct(
     target: Annotated[Path | None, typer.Argument(metavar="OUT", help="A video to write.", show_default=False)] = None,
     model: Model = "tiny",
     tokens: Tokens = "auto",
+    quantiser: Quantiser = 0.125,
     steps: Steps = 1,
     seed: Seed = 0,
     picture: Annotated[
@@ -158,6 +163,7 @@ def reconstruct(
         target,
         choice=choice,
         tokens=tokens,
+        step=quantiser,
         steps=steps,
         seed=seed,
         picture=picture,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onedva_runtime import Packet, VideoCodec
+    from onedva_runtime.quantiser import Quantiser
     from onedva_runtime.video_io import VideoInfo
 
 __all__ = [
@@ -97,18 +98,24 @@ def check_tokens(text: str) -> None:
     parse_tokens(text)
 
 
-def as_stored(packet: Packet) -> Packet:
-    """The packet as a decoder finds it in an .odva file: structural and 1D latents rounded to 16 bits."""
-    import numpy as np
+def as_stored(packet: Packet, quantiser: Quantiser) -> tuple[Packet, int]:
+    """The packet as a decoder finds it in an .odva file, quantised, and how many bytes it takes there."""
+    from onedva_runtime.container_packet import encode_packet, join
+    from onedva_runtime.entropy_tables import TABLES
 
-    structural, latents = (
-        values.astype(np.float16).astype(np.float32) for values in (packet.structural, packet.latents)
-    )
-    return replace(packet, structural=structural, latents=latents)
+    return quantiser.apply(packet), len(join(encode_packet(packet, quantiser, TABLES)))
 
 
 def encode_file(
-    source: Path, target: Path, *, choice: CodecChoice, tokens: str, batch: int, force: bool, terminal: Terminal
+    source: Path,
+    target: Path,
+    *,
+    choice: CodecChoice,
+    tokens: str,
+    step: float,
+    batch: int,
+    force: bool,
+    terminal: Terminal,
 ) -> None:
     """The verb `encode`: read `source`, write `target`, show what it took."""
     check_output(target, force=force, source=source, suffixes=(".odva",))
@@ -119,6 +126,7 @@ def encode_file(
 
     info = probe(source)
     codec = choice.open()
+    quantiser = codec.quantiser(step=step)
     start = time.perf_counter()
     packets: list[tuple[int, int]] = []  # frames and latents of each
     with terminal.progress("encode", total=info.frames) as advance:
@@ -129,7 +137,8 @@ def encode_file(
                 packets.append((packet.frames, packet.tokens))
                 advance(packet.frames)
 
-        size = save_packets(target, encoded(), fps=info.fps, colour=str(info.colour), overwrite=force)
+        options = {"quantiser": quantiser, "fps": info.fps, "colour": str(info.colour)}
+        size = save_packets(target, encoded(), **options, overwrite=force)
     seconds = time.perf_counter() - start
     frames = sum(count for count, _ in packets)
     document = {
@@ -145,6 +154,7 @@ def encode_file(
         "source_bytes": source.stat().st_size,
         "bytes": size,
         "bits_per_pixel": 8 * size / (frames * info.width * info.height),
+        "kbps": 8e-3 * size * float(info.fps) / frames,
         "seconds": seconds,
     }
     terminal.show(document, [_coded_table("encode", document)])
@@ -213,6 +223,7 @@ def _coded_table(verb: str, document: dict[str, Any]) -> Table:
         ["latents per clip", f"{spread(document['tokens'])} ({document['clips']} clips)"],
     ]
     if "bytes" in document:
-        rows.append(["size", f"{document['bytes']:,} bytes, {document['bits_per_pixel']:.4f} bits per pixel"])
+        rate = f"{document['kbps']:.1f} kbit/s, {document['bits_per_pixel']:.4f} bits per pixel"
+        rows.append(["size", f"{document['bytes']:,} bytes, {rate}"])
     rows.append(["time", f"{seconds:.2f} s, {document['frames'] / max(seconds, 1e-9):.1f} frames per second"])
     return Table(title=f"onedva {verb}", columns=["", ""], rows=rows, text=True)

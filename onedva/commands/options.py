@@ -16,6 +16,7 @@ __all__ = [
     "Json",
     "Lengths",
     "Model",
+    "Quantiser",
     "Quiet",
     "Seed",
     "Source",
@@ -38,6 +39,15 @@ Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the backend; all cores if not given.")
 ]
 Tokens = Annotated[str, typer.Option("--tokens", help="1D latents per clip: auto, a number, or a quality as in 35dB.")]
+Quantiser = Annotated[
+    float,
+    typer.Option(
+        "--quantiser",
+        min=2**-10,
+        max=2**10,
+        help="Quantisation step of latents: 0.125 costs 0.1 dB at 256 latents; doubled, files are a quarter smaller.",
+    ),
+]
 Steps = Annotated[int, typer.Option("--steps", min=0, max=50, help="Diffusion steps; 0 shows the preview.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**64 - 1, help="Seed of the noise.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, max=64, help="Clips per call of the backend.")]

@@ -69,6 +69,7 @@ def reconstruct_file(
     *,
     choice: CodecChoice,
     tokens: str,
+    step: float,
     steps: int,
     seed: int,
     picture: Path | None,
@@ -89,6 +90,7 @@ def reconstruct_file(
 
     info = probe(source)
     codec = choice.open()
+    quantiser = codec.quantiser(step=step)
     fidelity, album = Fidelity(), Album()
     lengths: list[int] = []
     bits = 0
@@ -108,10 +110,11 @@ def reconstruct_file(
             )
         advance = stack.enter_context(terminal.progress("reconstruct", total=info.frames))
         for frames, packet in encode_video(codec, source, info=info, tokens=tokens):
-            out = codec.decode_clip(as_stored(packet), num_steps=steps, seed=seed)
+            stored, size = as_stored(packet, quantiser)
+            out = codec.decode_clip(stored, num_steps=steps, seed=seed)
             fidelity.add(frames, out)
             lengths.append(packet.tokens)
-            bits += 16 * (packet.structural.size + packet.latents.size) + 32 * packet.anchors.size
+            bits += 8 * size
             if picture is not None:
                 album.add(packet.first_frame, frames, out)
             if writer is not None:
