@@ -40,6 +40,8 @@ class Backend(Protocol):
     threads: int
     dtype: str
     """What it computes in, one of DTYPES; inputs and outputs are float32 for all."""
+    has_one_step: bool
+    """Whether the bundle has the graph that `one_step` runs."""
 
     def encode(
         self,
@@ -65,6 +67,19 @@ class Backend(Protocol):
 
     def velocity(self, noisy_video: Float32, t: Float32, condition: Condition) -> Float32:
         """noisy_video (B,3,T,H,W), t (B,Tg) → velocity (B,3,T,H,W)."""
+        ...
+
+    def one_step(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        """As `condition`, and context_frame (B,H,W,3) → frames (B,T,H,W,3) of a decode with one step."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The three graphs on ONNX Runtime's CPU provider. What `condition` makes for `velocity` stays an OrtValue: it is
+"""The graphs on ONNX Runtime's CPU provider. What `condition` makes for `velocity` stays an OrtValue: it is
 large, and a copy per step through NumPy would cost more than the update."""
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class OnnxRuntimeBackend:
         self._encoder, _ = self._open(bundle, "encoder")
         self._condition, self._condition_outputs = self._open(bundle, "condition")
         self._velocity, _ = self._open(bundle, "velocity")
+        self.has_one_step = "one_step" in bundle.manifest.graphs
+        self._one_step = self._open(bundle, "one_step")[0] if self.has_one_step else None
         inputs = [value.name for value in self._velocity.get_inputs()]
         self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
         missing = set(self._shared) - set(self._condition_outputs)
@@ -133,6 +135,28 @@ class OnnxRuntimeBackend:
         feeds |= {"noisy_video": _ort_value(noisy_video), "t": _ort_value(t)}
         with self._slots, _errors("velocity"):
             return self._velocity.run_with_ort_values(["velocity"], feeds)[0].numpy()
+
+    def one_step(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        feeds = {
+            "structural": structural,
+            "latents": latents,
+            "anchors": anchors,
+            "has_latents": has_latents,
+            "resolution": resolution,
+            "is_key": is_key,
+            "context_frame": context_frame,
+        }
+        with self._slots, _errors("one_step"):
+            return self._one_step.run(["frames"], feeds)[0]
 
 
 def _ort_value(array: npt.NDArray[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The three graphs on OpenVINO's CPU plugin, at a precision that is always said and never the plugin's own choice.
+"""The graphs on OpenVINO's CPU plugin, at a precision that is always said and never the plugin's own choice.
 
 A graph is compiled once for each batch, frame count and frame size, with only the number of latents left open: that
 runs as fast as a graph of fixed shapes, and a clip of another length needs no compilation. Compiled graphs are kept in
@@ -54,6 +54,7 @@ class OpenVinoBackend:
         if dtype not in precisions():
             raise BackendError(f"OpenVINO on this CPU computes in {', '.join(precisions())}; got dtype {dtype!r}")
         self.threads, self.dtype = threads or usable_cores(), dtype
+        self.has_one_step = "one_step" in bundle.manifest.graphs
         streams = max(1, usable_cores() // self.threads)
         # More runs at once than there are streams for would only wait inside OpenVINO, with the memory of a run each.
         self._slots = threading.BoundedSemaphore(streams)
@@ -173,6 +174,30 @@ class OpenVinoBackend:
         lease.give_back()
         return velocity
 
+    def one_step(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        feeds = {
+            "structural": structural,
+            "latents": latents,
+            "anchors": anchors,
+            "has_latents": has_latents,
+            "resolution": resolution,
+            "is_key": is_key,
+            "context_frame": context_frame,
+        }
+        lease = self._run("one_step", feeds)
+        frames: npt.NDArray[np.uint8] = lease.output("frames").copy()
+        lease.give_back()
+        return frames
+
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> _Lease:
         """Run a graph; its outputs stay in the lease's memory until that is given back. Releases the GIL."""
         given = {name: np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x for name, x in feeds.items()}
@@ -206,7 +231,7 @@ class _Lease:
     def tensor(self, name: str) -> Any:
         return self.request.get_tensor(name)
 
-    def output(self, name: str) -> Float32:
+    def output(self, name: str) -> npt.NDArray[Any]:
         """The output over the request's own memory: copy what must outlive the lease."""
         return self.request.get_tensor(name).data
 
