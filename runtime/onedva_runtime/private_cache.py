@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from onedva_runtime.hub import cache_folder
 
 __all__ = ["cache_key", "private_folder", "trim"]
 
+logger = logging.getLogger("onedva")
 MAX_BYTES = 2 << 30  # of one kind; what was used longest ago makes room
 
 
@@ -24,10 +26,11 @@ def cache_key(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def private_folder(kind: str, *names: str) -> Path:
+def private_folder(kind: str, *names: str) -> Path | None:
     """The folder `kind`/`names`… of the cache, made where it is missing, for this user alone (0700).
 
-    Raises BackendError where it cannot be made, or where others own it or may write to it.
+    None, with a warning, where it cannot be made: then nothing is kept. Raises BackendError where others own it or may
+    write to it.
     """
     folder = cache_folder() / kind
     try:
@@ -36,9 +39,13 @@ def private_folder(kind: str, *names: str) -> Path:
             part.mkdir(exist_ok=True, mode=0o700)
             _check_owner(part)
     except OSError as error:
-        raise BackendError(
-            f"the cache folder {folder} cannot be made ({error.strerror}): point ONEDVA_CACHE at a folder to write to"
-        ) from error
+        logger.warning(
+            "the cache folder %s cannot be made (%s), so every start takes longer: point ONEDVA_CACHE at a folder to "
+            "write to",
+            folder,
+            error.strerror,
+        )
+        return None
     return folder.joinpath(*names)
 
 

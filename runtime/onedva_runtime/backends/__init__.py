@@ -5,9 +5,11 @@ to take. Nothing falls back silently."""
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -100,6 +102,15 @@ class BackendStatus:
 def usable_cores() -> int:
     """CPU cores this process may run on; containers often allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The CPU's name and abilities, where the kernel tells: what compiled and measured things hold for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
 
 
 def installed(package: str) -> str | None:

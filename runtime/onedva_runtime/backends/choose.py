@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onedva_runtime.backends import DTYPES, Backend, available, installed, open_backend, usable_cores
+from onedva_runtime.backends import DTYPES, Backend, available, cpu_name, installed, open_backend, usable_cores
 from onedva_runtime.errors import BackendError
 from onedva_runtime.files import AtomicFile
 from onedva_runtime.private_cache import cache_key, private_folder
@@ -93,12 +93,14 @@ def open_fastest(
         if not case["passed"]:
             raise BackendError(f"backend {backend.name} fails the golden test of {bundle.manifest.name}: {case}")
         return Chosen(backend, f"the only usable backend; golden test passed at {case['psnr_db']:.1f} dB")
-    path = private_folder("choices") / f"{cache_key(_facts(bundle, pairs, threads))}.json"
-    measured = _read(path)
+    folder = private_folder("choices")
+    path = folder / f"{cache_key(_facts(bundle, pairs, threads))}.json" if folder else None
+    measured = _read(path) if path else None
     if measured is None:
         logger.info("measuring once which of %s is fastest here", ", ".join("/".join(pair) for pair in pairs))
         measured = _ranked(_measure(bundle, pairs, open_pair))
-        _write(path, measured)
+        if path:
+            _write(path, measured)
     best = measured[0]
     if not best.passed:
         failed = "; ".join(f"{m.backend} {m.dtype}: {m.problem or f'{m.psnr_db:.1f} dB'}" for m in measured)
@@ -119,16 +121,7 @@ def _ranked(measured: list[Measured]) -> list[Measured]:
 def _facts(bundle: Bundle, pairs: list[tuple[str, str]], threads: int | None) -> list[Any]:
     """Everything the answer depends on; the manifest holds the hash of every file."""
     versions = {package: installed(package) for package in ("onedva", "onnxruntime", "onnxruntime-gpu", "openvino")}
-    return [bundle.manifest.raw, versions, _cpu(), usable_cores(), threads, platform.machine(), sorted(pairs)]
-
-
-def _cpu() -> str:
-    """The CPU's name and abilities, where the kernel tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+    return [bundle.manifest.raw, versions, cpu_name(), usable_cores(), threads, platform.machine(), sorted(pairs)]
 
 
 def _golden(bundle: Bundle, backend: Backend) -> dict[str, Any]:

@@ -3,17 +3,21 @@ large, and a copy per step through NumPy would cost more than the update."""
 
 from __future__ import annotations
 
+import os
+import secrets
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Condition, Float32, usable_cores
+from onedva_runtime.backends import Condition, Float32, cpu_name, usable_cores
 from onedva_runtime.errors import BackendError, BundleError
+from onedva_runtime.private_cache import cache_key, private_folder, trim
 
 if TYPE_CHECKING:
     from onedva_runtime.bundle import Bundle
@@ -80,9 +84,23 @@ class OnnxRuntimeBackend:
         options.enable_cpu_mem_arena = True
         options.enable_mem_pattern = False
         path = bundle.graph_path(graph)
+        optimised = self._optimised_path(bundle, graph, ort.__version__)
+        temporary = None
+        if optimised is not None and optimised.exists():
+            path_opened = optimised
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        else:
+            path_opened = path
+            if optimised is not None:
+                temporary = optimised.with_suffix(f".{secrets.token_hex(4)}.tmp")
+                options.optimized_model_filepath = os.fspath(temporary)
         try:
-            session = ort.InferenceSession(str(path), sess_options=options, providers=[PROVIDER])
+            session = ort.InferenceSession(os.fspath(path_opened), sess_options=options, providers=[PROVIDER])
+            if temporary is not None and optimised is not None:
+                temporary.replace(optimised)
         except Exception as error:  # its exceptions share no base but Exception
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
             raise BundleError(f"ONNX Runtime refuses {path.name}: {_first_line(error)}") from error
         if session.get_providers() != [PROVIDER]:
             raise BackendError(f"ONNX Runtime opened {path.name} on {session.get_providers()}, asked for {PROVIDER}")
@@ -95,6 +113,20 @@ class OnnxRuntimeBackend:
             if got != wanted:
                 raise BundleError(f"{path.name} has the {kind} {sorted(got)}, the manifest says {sorted(wanted)}")
         return session, [value.name for value in session.get_outputs()]
+
+    @staticmethod
+    def _optimised_path(bundle: Bundle, graph: str, version: str) -> Path | None:
+        """Where ONNX Runtime's own optimised form of a graph is kept: opening it takes half of the time.
+
+        It holds for exactly this graph with its weights, version and CPU: fusions and layouts depend on all of them.
+        """
+        sha256 = bundle.manifest.files[bundle.manifest.graphs[graph].file].sha256
+        facts = [sha256, bundle.manifest.model.fingerprint, version, cpu_name()]
+        folder = private_folder("onnxruntime")
+        if folder is None:
+            return None
+        trim(folder)
+        return folder / f"{cache_key(facts)}.onnx"
 
     def encode(
         self,

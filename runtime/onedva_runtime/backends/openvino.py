@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Condition, Float32, usable_cores
+from onedva_runtime.backends import Condition, Float32, cpu_name, usable_cores
 from onedva_runtime.errors import BackendError, BundleError
 from onedva_runtime.private_cache import cache_key, private_folder, trim
 
@@ -78,16 +78,25 @@ class OpenVinoBackend:
                 f"the velocity graph wants {', '.join(sorted(missing))}, which the condition graph does not give"
             )
 
-    def _open_cache(self) -> str:
-        """The folder of compiled graphs that hold for exactly this bundle, version and precision."""
+    def _open_cache(self) -> dict[str, str]:
+        """The setting that keeps compiled graphs, in a folder for exactly this bundle, version, precision and CPU."""
         import openvino
 
         files = self._bundle.manifest.files
         graphs = {graph: files[spec.file].sha256 for graph, spec in self._bundle.manifest.graphs.items()}
-        facts = [graphs, self._bundle.manifest.model.fingerprint, openvino.__version__, self.dtype, self._settings]
+        facts = [
+            graphs,
+            self._bundle.manifest.model.fingerprint,
+            openvino.__version__,
+            self._settings,
+            self.dtype,
+            cpu_name(),
+        ]
         folder = private_folder("openvino", cache_key(facts))
+        if folder is None:
+            return {}
         trim(folder.parent, keep=[folder])
-        return os.fspath(folder)
+        return {"CACHE_DIR": os.fspath(folder)}
 
     def _read(self, graph: str) -> Any:
         """The graph as OpenVINO has it, with the inputs and outputs that the manifest says."""
@@ -122,7 +131,7 @@ class OpenVinoBackend:
                 model = self._models[graph].clone()
                 try:
                     model.reshape(shapes)
-                    compiled = _core().compile_model(model, "CPU", {**self._settings, "CACHE_DIR": self._cache})
+                    compiled = _core().compile_model(model, "CPU", {**self._settings, **self._cache})
                 except Exception as error:
                     raise BackendError(f"OpenVINO cannot compile the {graph} graph: {_last_line(error)}") from error
                 got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
