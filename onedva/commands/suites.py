@@ -1,6 +1,6 @@
 """The suites of `onedva bench` beside latency: `stream` (files in and out, each verb a process of its own), `cold` (a
-fresh process up to its first clip) and `quality` (every backend and dtype against PyTorch in float32). Each returns rows
-ready for JSON; `suite_table` shows them."""
+fresh process up to its first clip) and `quality` (every backend and dtype against PyTorch in float32). Each returns
+rows ready for JSON; `suite_table` shows them."""
 
 from __future__ import annotations
 

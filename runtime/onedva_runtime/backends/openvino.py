@@ -113,7 +113,7 @@ class OpenVinoBackend:
         return model
 
     def _prepared(self, graph: str) -> Any:
-        """The graph as it is compiled: at int8 with its weights quantised, which takes time, so not before it is used."""
+        """The graph as it is compiled: at int8 with its weights quantised, which takes time, so when it is used."""
         model = self._models[graph]
         if self.dtype == "int8" and graph not in self._quantised:
             from onedva_runtime.backends.openvino_int8 import quantise_weights
