@@ -305,14 +305,16 @@ class VideoCodec:
         cuts: bool = True,
         clip_frames: int | None = None,
         time_base: Fraction | None = None,
+        batch_size: int = 1,
         deadline_ms: float | None = None,
         on_report: Callable[[StreamReport], None] | None = None,
     ) -> StreamEncoder:
         """A stream of frames to packets: `push` batches of any size, `flush` at the end. See docs/streams.md.
 
         clip_frames: of a full clip, 1 + 4n up to the bundle's; 5 is the low-latency mode. time_base: seconds per tick
-        of the time stamps that are pushed. deadline_ms: what coding one clip may take; where it took longer, clips get
-        fewer latents. on_report: called with a `StreamReport` of every clip. The rest as `encode` and `encode_clips`.
+        of the time stamps that are pushed. batch_size: clips that wait for each other, to be coded in one run.
+        deadline_ms: what coding one clip may take; where it took longer, clips get fewer latents. on_report: called
+        with a `StreamReport` of every clip. The rest as `encode` and `encode_clips`.
         """
         length = (
             self.clip_frames if clip_frames is None else check_integer("clip_frames", clip_frames, 1, self.clip_frames)
@@ -332,6 +334,7 @@ class VideoCodec:
             budget=parse_tokens(tokens),
             limit=self._token_limit(max_tokens),
             time_base=time_base,
+            batch_size=check_integer("batch_size", batch_size, 1, 2**16),
             deadline_s=check_deadline(deadline_ms),
             on_report=on_report,
         )

@@ -94,7 +94,7 @@ class RawReader:
         size, first = shape[0] * shape[1] * 3, 0
         while True:
             frames = np.empty((self._batch, *shape), np.uint8)
-            view, filled = memoryview(frames).cast("B"), 0
+            view, filled = frames.data.cast("B"), 0
             while filled < len(view):
                 count = self._file.readinto(view[filled:])  # type: ignore[attr-defined]
                 if not count:
