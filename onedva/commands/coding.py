@@ -208,16 +208,13 @@ def open_target(
     target: Path | BinaryIO, *, header: Header, audio: Path | None, pipe: str, force: bool
 ) -> VideoWriter | PipeWriter:
     """The file or pipe that a decoded video goes to. Raises VideoError, ValueError."""
-    from onedva_runtime.video_pipe import PIPE_FORMATS, PipeWriter
+    from onedva_runtime.video_pipe import PipeWriter
     from onedva_runtime.video_write import VideoWriter
 
-    size = {"width": header.width, "height": header.height}
+    width, height, fps, base = header.width, header.height, header.fps, header.time_base
     if isinstance(target, Path):
-        return VideoWriter(target, **size, fps=header.fps, time_base=header.time_base, overwrite=force, audio=audio)
-    kind = next((name for name in PIPE_FORMATS if name == pipe), None)
-    if kind is None:
-        raise ValueError(f"--pipe must be {', '.join(PIPE_FORMATS)}, got {pipe!r}")
-    return PipeWriter(target, **size, fps=header.fps, time_base=header.time_base, kind=kind)
+        return VideoWriter(target, width=width, height=height, fps=fps, time_base=base, overwrite=force, audio=audio)
+    return PipeWriter(target, width=width, height=height, fps=fps, time_base=base, kind=pipe)
 
 
 def spread(tokens: Sequence[int]) -> str:

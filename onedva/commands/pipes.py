@@ -77,4 +77,4 @@ def uneven(ticks: npt.NDArray[np.int64] | None, header: Header) -> bool:
     if ticks is None or header.time_base is None:
         return False
     step = float(header.time_base * header.fps)
-    return any(abs((b - a) * step - 1) > 0.5 for a, b in pairwise(ticks.tolist()))
+    return any(abs((b - a) * step - 1) > 0.25 for a, b in pairwise(ticks.tolist()))

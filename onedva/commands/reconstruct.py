@@ -142,9 +142,15 @@ def reconstruct_file(
 
         writer = None
         if target is not None:
-            size = {"width": info.width, "height": info.height}
             writer = stack.enter_context(
-                VideoWriter(target, **size, fps=info.fps, time_base=info.time_base, overwrite=force)
+                VideoWriter(
+                    target,
+                    width=info.width,
+                    height=info.height,
+                    fps=info.fps,
+                    time_base=info.time_base,
+                    overwrite=force,
+                )
             )
         advance = stack.enter_context(terminal.progress("reconstruct", total=info.frames))
         pipeline = stack.enter_context(Pipeline())
