@@ -6,13 +6,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
 from onedva.commands.console import Terminal, check_output
-from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, uneven
+from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, owned, uneven
 from onedva.commands.tables import Table
 
 if TYPE_CHECKING:
@@ -98,12 +99,15 @@ def encode_file(
     coded: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
     with (
         data_out(wanted=is_pipe(target)) as stdout,
-        open_source(source, raw=raw, batch=stream.batch_frames) as reader,
+        ExitStack() as opened,
         Pipeline() as pipeline,
     ):
+        reader = opened.enter_context(open_source(source, raw=raw, batch=stream.batch_frames))
         info, codec = reader.info, choice.open()
         quantiser = codec.quantiser(step=step)
-        batches = pipeline.stage("read", reader)
+        # The stage closes what it reads: nobody else may while it waits for the next byte of a pipe.
+        read = owned(reader, opened.pop_all())
+        batches = pipeline.stage("read", read, may_stall=is_pipe(source))
         clips = pipeline.stage("encode", encoded_clips(codec, batches, info=info, choice=stream))
         with terminal.progress("encode", total=info.frames) as advance:
 
@@ -164,7 +168,7 @@ def decode_file(
         header, codec = reader.header, choice.open()
         start = time.perf_counter()
         written: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
-        packets = pipeline.stage("read", reader)
+        packets = pipeline.stage("read", reader, may_stall=is_pipe(source))
         clips = pipeline.stage("decode", decoded_clips(codec, packets, steps=steps, seed=seed))
         with (
             open_target(stdout or target, header=header, audio=audio, pipe=pipe, force=force) as writer,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from onedva_runtime.video_pipe import RawReader
     from onedva_runtime.video_read import VideoReader
 
-__all__ = ["data_out", "is_pipe", "open_source", "opened_data", "uneven"]
+__all__ = ["data_out", "is_pipe", "open_source", "opened_data", "owned", "uneven"]
+
+Item = TypeVar("Item")
 
 
 def is_pipe(path: Path | None) -> bool:
@@ -29,7 +32,11 @@ def data_in() -> BinaryIO:
     """stdin as bytes. Raises ValueError where it is a terminal."""
     if sys.stdin.isatty():
         raise ValueError("- reads from stdin, which is a terminal here: pipe a file or program into it")
-    return sys.stdin.buffer
+    try:
+        # Without a buffer: the lock of one, held by a thread that waits for bytes, aborts the interpreter when it ends.
+        return cast(BinaryIO, io.FileIO(sys.stdin.fileno(), closefd=False))
+    except (OSError, ValueError):  # not a real stdin, as in a test's
+        return sys.stdin.buffer
 
 
 @contextmanager
@@ -69,6 +76,12 @@ def open_source(source: Path, *, raw: str | None, batch: int) -> VideoReader | R
     if not is_pipe(source):
         raise ValueError(f"--raw is for frames from a pipe: give - in place of {source}")
     return RawReader(data_in(), form, batch=batch)
+
+
+def owned(items: Iterable[Item], resource: AbstractContextManager[object]) -> Iterator[Item]:
+    """Yield the items, then close what they come from, in the thread that took them."""
+    with resource:
+        yield from items
 
 
 def uneven(ticks: npt.NDArray[np.int64] | None, header: Header) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,6 +199,32 @@ def test_a_cut_off_or_broken_pipe_is_one_clear_line(onedva: Onedva) -> None:
     assert damaged.returncode == 2 and damaged.stdout == b"" and damaged.stderr.count(b"\n") == 1
     nothing = onedva("encode", "-", "-", data=b"")
     assert nothing.returncode == 2 and nothing.stdout == b"" and b"onedva: the pipe: not a video" in nothing.stderr
+
+
+def test_an_interrupt_and_a_reader_that_has_enough_end_it_at_once(fake_bundle: Path, onedva: Onedva) -> None:
+    """Ctrl-C while nothing comes, and `| head`: no hang, no traceback."""
+    code = "from onedva.cli import main; main()"
+    options = ["-m", str(fake_bundle), "-", "-", "--raw", "64x48@25", "--low-latency"]
+    command = [sys.executable, "-c", code, "encode", *options]
+    frames = make_clip(18, 48, 64, seed=3)[:9]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(frames[:5].tobytes())
+        process.stdin.flush()
+        process.stdout.read(64)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+        assert process.returncode == 130 and b"Traceback" not in process.stderr.read()
+    packets = onedva("encode", "-", "-", "--tokens", "0", data=as_pipe(np.tile(frames, (20, 4, 4, 1)))).stdout
+    command = [sys.executable, "-c", code, "decode", "-m", str(fake_bundle), "-", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(packets)
+        process.stdin.close()
+        process.stdout.read(10)
+        process.stdout.close()
+        process.wait(timeout=30)
+        assert process.returncode in (1, 2) and b"Traceback" not in process.stderr.read()
 
 
 def test_wrong_uses_of_pipes_are_refused(run: Run, video: Path, tmp_path: Path, refused: Refused) -> None:
