@@ -21,6 +21,7 @@ from onedva_runtime import container_layout as layout
 from onedva_runtime.container_layout import Entry, Header
 from onedva_runtime.container_packet import Coded, split
 from onedva_runtime.container_records import Records
+from onedva_runtime.entropy import Tables
 from onedva_runtime.errors import Corrupt, MissingLevels, NotOdva, OverLimit, PacketError, Truncated
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet
@@ -56,6 +57,8 @@ class PacketReader:
     """What the packets share."""
     quantiser: Quantiser
     """Steps of the clips so far: what saves packets of this file again without changing them."""
+    tables: Tables
+    """Tables of the entropy coder, which travel with the packets."""
     gaps: list[Gap]
     """What was left out so far, where on_error is "skip"."""
     complete: bool

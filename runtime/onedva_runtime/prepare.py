@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime import placement
-from onedva_runtime.errors import PacketError
+from onedva_runtime.errors import PacketError, WrongModel
 from onedva_runtime.manifest import Manifest
 from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
 
@@ -213,9 +213,7 @@ def check_packet(packet: Packet, manifest: Manifest, limits: Limits | None) -> N
         ]
     if packet.validate().model != model.fingerprint:
         made = packet.model[:12] + "…" if packet.model else "unknown"
-        raise PacketError(
-            f"the packet was made by the model {made}, not by {manifest.name} ({model.fingerprint[:12]}…)"
-        )
+        raise WrongModel(f"the packet was made by the model {made}, not by {manifest.name} ({model.fingerprint[:12]}…)")
     if not packet.is_key:
         raise PacketError("the packet is a continuation clip, which this version does not decode")
     channels = packet.structural.shape[3], packet.latents.shape[1]
