@@ -18,6 +18,7 @@ from onedva.commands.console import Terminal
 from onedva.commands.evaluation import evaluate
 from onedva.commands.failures import Verbs
 from onedva.commands.model_verbs import export
+from onedva.commands.odva import thin
 from onedva.commands.options import (
     Backend,
     Batch,
@@ -210,20 +211,27 @@ def info(
     ] = None,
     model: Model = "tiny",
     backend: Backend = "auto",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="A PNG to write: bits and latents of an .odva file over time.")
+    ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Show what is installed, or what is in a file.
 
-    Versions, backends found (and why not), the bundle, its self-test and its parity report.
+    Versions, backends found (and why not), the bundle, its self-test and its parity report. Of an .odva file: bits,
+    rate, latents and kind of every clip, and what is damaged.
     """
     from onedva.commands.coding import CodecChoice
     from onedva.commands.info import show_install, show_path
 
     terminal = Terminal(quiet=True, as_json=json)
+    if path is None and plot is not None:
+        raise ValueError("--plot shows an .odva file, name one")
     if path is None:
         show_install(choice=CodecChoice(model=model, backend=backend), terminal=terminal)
     else:
-        show_path(path, terminal=terminal)
+        show_path(path, plot=plot, force=force, terminal=terminal)
 
 
 @app.command()
@@ -292,6 +300,7 @@ app.command()(train)
 app.command()(export)
 app.command("eval")(evaluate)
 app.command()(shard)
+app.command()(thin)
 app.command()(ablate)
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime import placement
-from onedva_runtime.errors import PacketError
+from onedva_runtime.errors import PacketError, WrongModel
 from onedva_runtime.manifest import Manifest
 from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
 
@@ -266,9 +266,7 @@ def check_packet(packet: Packet, manifest: Manifest, limits: Limits | None) -> N
         ]
     if packet.validate().model != model.fingerprint:
         made = packet.model[:12] + "…" if packet.model else "unknown"
-        raise PacketError(
-            f"the packet was made by the model {made}, not by {manifest.name} ({model.fingerprint[:12]}…)"
-        )
+        raise WrongModel(f"the packet was made by the model {made}, not by {manifest.name} ({model.fingerprint[:12]}…)")
     channels = packet.structural.shape[3], packet.latents.shape[1]
     if channels != (model.structural_channels, model.latent_channels):
         wanted = (model.structural_channels, model.latent_channels)
