@@ -45,7 +45,7 @@ class AudioCopy:
         except BaseException:
             self.close()
             raise
-        self._next: Packet[AudioStream] | None = next(self._packets, None)
+        self._next: Packet[Any] | None = next(self._packets, None)
 
     def copy(self, *, until_s: float | None = None) -> None:
         """Write what sounds up to a time in seconds, or all that is left. Raises VideoError where that fails."""
@@ -81,7 +81,7 @@ class AudioCopy:
                 return -min(0.0, float(start * stream.time_base))
         return 0.0
 
-    def _demux(self, streams: list[AudioStream]) -> Iterator[Packet[AudioStream]]:
+    def _demux(self, streams: list[AudioStream]) -> Iterator[Packet[Any]]:
         try:
             for packet in self._container.demux(streams):
                 if packet.dts is None:  # the decoder's flush, which has no data
@@ -95,5 +95,5 @@ class AudioCopy:
         except FFmpegError as error:
             raise VideoError(f"{self._source}: its sound is damaged ({reason(error)})") from error
 
-    def _time_s(self, packet: Packet[AudioStream]) -> float:
+    def _time_s(self, packet: Packet[Any]) -> float:
         return float((packet.dts or 0) * (packet.time_base or Fraction(1, 1)))

@@ -146,6 +146,14 @@ def sections(body: bytes) -> Iterator[bytes]:
         at = end + _CRC.size
 
 
+def _only_section(body: bytes) -> bytes:
+    """The content of a body's one section; raises Corrupt for another number of them."""
+    parts = list(sections(body))
+    if len(parts) != 1:
+        raise Corrupt(f"a record of one section has {len(parts)}")
+    return parts[0]
+
+
 # SET2
 
 
@@ -242,7 +250,7 @@ def pack_index(entries: list[Entry]) -> bytes:
 
 def unpack_index(body: bytes, *, size: int) -> list[Entry]:
     """Inverse of `pack_index`; raises Corrupt, also where it names more than a file of `size` bytes can hold."""
-    (content,) = list(sections(body)) or [b""]
+    content = _only_section(body)
     if len(content) < _COUNT.size:
         raise Corrupt("its index is damaged")
     (count,) = _COUNT.unpack_from(content)
@@ -262,7 +270,7 @@ def pack_end(setup: int, index: int, count: int) -> bytes:
 
 def unpack_end(body: bytes) -> tuple[int, int, int]:
     """Inverse of `pack_end`; raises Corrupt."""
-    (content,) = list(sections(body)) or [b""]
+    content = _only_section(body)
     if len(content) != _END.size:
         raise Corrupt("its end is damaged")
     return _END.unpack(content)

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeVar
@@ -19,7 +20,8 @@ from typing import BinaryIO, Literal, Self, TypeVar
 from onedva_runtime import container_layout as layout
 from onedva_runtime.container_layout import Entry, Header
 from onedva_runtime.container_packet import Coded, split
-from onedva_runtime.container_source import Source
+from onedva_runtime.container_records import Records
+from onedva_runtime.entropy import Tables
 from onedva_runtime.errors import Corrupt, MissingLevels, NotOdva, OverLimit, PacketError, Truncated
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet
@@ -55,6 +57,8 @@ class PacketReader:
     """What the packets share."""
     quantiser: Quantiser
     """Steps of the clips so far: what saves packets of this file again without changing them."""
+    tables: Tables
+    """Tables of the entropy coder, which travel with the packets."""
     gaps: list[Gap]
     """What was left out so far, where on_error is "skip"."""
     complete: bool
@@ -64,11 +68,10 @@ class PacketReader:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         self._file, self._name, self._limits, self._close = file, name, limits, close
-        self._source, self._skip = Source(file), on_error == "skip"
+        self._records, self._skip = Records(file, limits), on_error == "skip"
         self.gaps, self.complete = [], False
         self._next_frame, self._frames, self._packets = 0, 0, 0
         self._waits_for_key, self._from_start = False, True
-        self._last_offset, self._last_mark = 0, b""
         try:
             self._named(self._open)
         except BaseException:
@@ -82,7 +85,7 @@ class PacketReader:
             except (Corrupt, MissingLevels) as error:
                 if not self._skip:
                     raise
-                self._lose(self._last_offset, error, coded.facts.first_frame)
+                self._lose(error, coded.facts.first_frame)
                 continue
             yield packet
 
@@ -111,7 +114,7 @@ class PacketReader:
         chosen = keys[max(0, place - 1)]
         while place > 1 and keys[place - 2].first_frame == chosen.first_frame:  # the first tile of its clip
             place, chosen = place - 1, keys[place - 2]
-        self._source.seek(chosen.offset)
+        self._records.source.seek(chosen.offset)
         self._next_frame, self._frames = chosen.first_frame, 0
         self._waits_for_key = self._from_start = self.complete = False
 
@@ -120,15 +123,13 @@ class PacketReader:
 
         Raises PacketError for a pipe, and what reading raises.
         """
-        if not self._source.seekable:
+        if not self._records.source.seekable:
             raise PacketError(f"{self._name}: a pipe cannot be searched")
-        here = self._source.offset
+        here = self._records.source.offset
         try:
-            return self._footer()
-        except (Truncated, Corrupt):
-            return self._named(self._scan)
+            return self._named(self._index)
         finally:
-            self._source.seek(here)
+            self._records.source.seek(here)
 
     def close(self) -> None:
         """Close the file, unless it was given as an object; safe to call twice."""
@@ -145,9 +146,8 @@ class PacketReader:
 
     def _open(self) -> None:
         try:
-            layout.check_opening(self._source.look(layout.OPENING.size))
-            self._source.take(layout.OPENING.size)
-            mark, body = self._record()
+            self._records.open()
+            mark, body = self._records.next()
             if mark != layout.SETUP:
                 raise Corrupt(f"starts with a {mark.decode()} record")
             self._set_up(body)
@@ -156,24 +156,33 @@ class PacketReader:
                 raise
             self._find_setup(error)
 
+    def _index(self) -> list[Entry]:
+        """The index; takes the setups that are found with it, since those that packets need may be damaged. Moves."""
+        try:
+            setup, entries = self._records.footer()
+            self._set_up(setup)
+        except (Truncated, Corrupt):
+            setups, entries = self._records.scan()
+            for setup in setups:
+                with suppress(Corrupt):
+                    self._set_up(setup)
+        return entries
+
     def _find_setup(self, cause: PacketError) -> None:
         """Take the setup from the end of the file, or from further on; raises `cause` where there is none."""
-        start, source = self._source.offset, self._source
+        source = self._records.source
+        start = source.offset
         if source.seekable:
-            try:
-                self._footer()
-                source.seek(layout.OPENING.size)
-            except (Truncated, Corrupt):
-                source.seek(start)
+            with suppress(Truncated, Corrupt):
+                self._set_up(self._records.footer()[0])
+            source.seek(layout.OPENING.size if hasattr(self, "header") else start)
         while not hasattr(self, "header"):
             place = source.find((layout.SETUP,), after=1)
             if place is None or source.offset - start > _SEARCHED:
                 raise cause
             source.take(place)
-            try:
-                self._set_up(self._record()[1])
-            except (Truncated, Corrupt):
-                continue
+            with suppress(Truncated, Corrupt):
+                self._set_up(self._records.next()[1])
         self.gaps.append(Gap(offset=start, problem=str(cause), first_frame=None))
 
     def _set_up(self, body: bytes) -> None:
@@ -191,7 +200,7 @@ class PacketReader:
         try:
             return coded.decode(self.header, self.quantiser, self.tables)
         except MissingLevels:
-            if not (self._skip and self._source.seekable):
+            if not (self._skip and self._records.source.seekable):
                 raise
         self.index()  # the setup that brought them may be damaged: there is another at the end
         return coded.decode(self.header, self.quantiser, self.tables)
@@ -199,21 +208,20 @@ class PacketReader:
     def _next(self) -> Coded | None:
         """The next packet; None at the end of the file, or of what can be read of it."""
         while not self.complete:
-            self._last_offset, self._last_mark = self._source.offset, b""
             try:
-                coded = self._take_record(*self._record())
+                coded = self._take_record(*self._records.next())
             except Truncated as error:
                 if not self._skip:
                     raise
-                if not self.gaps or self.gaps[-1].offset != self._last_offset:
-                    self._lose(self._last_offset, error, self._next_frame)
+                if not self.gaps or self.gaps[-1].offset != self._records.offset:
+                    self._lose(error, self._next_frame)
                 return None
             except Corrupt as error:
                 if not self._skip:
-                    self._source_to(self._last_offset)
+                    self._records.again()
                     raise
-                self._lose(self._last_offset, error, self._next_frame)
-                self._resynchronise()
+                self._lose(error, self._next_frame)
+                self._records.resynchronise()
                 continue
             if coded is not None:
                 return coded
@@ -231,7 +239,7 @@ class PacketReader:
             _, _, count = layout.unpack_end(body)
             if self._from_start and not self.gaps and self._packets != count:
                 raise Corrupt(f"its end counts {count} packets, there are {self._packets}")
-            if self._source.look(1):
+            if self._records.source.look(1):
                 raise Corrupt("bytes follow after its end")
             self.complete = True
         return None
@@ -249,96 +257,16 @@ class PacketReader:
         if self._frames > self._limits.max_frames:
             raise OverLimit(f"more than {self._limits.max_frames} frames (Limits.max_frames)")
         if coded.lost is not None:
-            self.gaps.append(Gap(offset=self._last_offset, problem=coded.lost, first_frame=None))
+            self.gaps.append(Gap(offset=self._records.offset, problem=coded.lost, first_frame=None))
         self._next_frame = facts.first_frame + facts.frames
         return coded
 
-    def _record(self) -> tuple[bytes, bytes]:
-        """The next record, taken. Truncated (and nothing taken) where it is not all there, Corrupt where it is none."""
-        head = self._source.look(layout.RECORD.size)
-        if len(head) < layout.RECORD.size:
-            raise Truncated("cut off, or still being written: no whole record follows")
-        found = layout.record_head(head)
-        if found is None:
-            raise Corrupt("damaged: no record starts here")
-        mark, length = found
-        if length > self._limits.max_packet_bytes:
-            raise OverLimit(
-                f"a record of {length} bytes; allowed: {self._limits.max_packet_bytes} (Limits.max_packet_bytes)"
-            )
-        body = self._source.look(length, after=len(head))
-        if len(body) < length:
-            raise Truncated(f"cut off, or still being written: {length - len(body)} bytes of a record are missing")
-        self._source.take(len(head) + length)
-        self._last_mark = mark
-        return mark, body
-
-    def _resynchronise(self) -> None:
-        """Go to the next record that starts whole; to the end of what there is where none does."""
-        if self._source.offset > self._last_offset:  # only the body was damaged, the next record follows
-            return
-        while (place := self._source.find(layout.MARKS, after=1)) is not None:
-            self._source.take(place)
-            head = self._source.look(layout.RECORD.size)
-            if len(head) < layout.RECORD.size or layout.record_head(head) is not None:
-                return
-
-    def _lose(self, offset: int, error: PacketError, first_frame: int) -> None:
-        clip = self._last_mark in (b"", layout.PACKET)  # of a record whose head is damaged nothing is known
+    def _lose(self, error: PacketError, first_frame: int) -> None:
+        clip = self._records.mark in (b"", layout.PACKET)  # of a record whose head is damaged nothing is known
         self._waits_for_key |= clip
-        self.gaps.append(Gap(offset=offset, problem=str(error), first_frame=first_frame if clip else None))
-
-    def _source_to(self, offset: int) -> None:
-        if self._source.seekable:
-            self._source.seek(offset)
-
-    def _end(self) -> tuple[int, int, int]:
-        """What the end record says; raises Truncated where there is none."""
-        size = self._source.size()
-        self._source.seek(max(0, size - layout.END_SIZE))
-        mark, body = self._record()
-        if mark != layout.END:
-            raise Truncated("it has no end record")
-        end = layout.unpack_end(body)
-        if max(end[:2]) > size:
-            raise Corrupt("its end names places outside the file")
-        return end
-
-    def _footer(self) -> list[Entry]:
-        """The index of a file that has its end; takes the setup there, which has all levels. Moves."""
-        setup, index, _ = self._end()
-        bodies: list[bytes] = []
-        for place, wanted in ((setup, layout.SETUP), (index, layout.INDEX)):
-            self._source.seek(place)
-            mark, body = self._record()
-            if mark != wanted:
-                raise Corrupt("its end does not name its setup and index")
-            bodies.append(body)
-        self._set_up(bodies[0])
-        return layout.unpack_index(bodies[1], size=self._source.size())
-
-    def _scan(self) -> list[Entry]:
-        """The index of a file without one, from its packets; what is damaged is not in it. Moves."""
-        self._source.seek(layout.OPENING.size)
-        entries: list[Entry] = []
-        while True:
-            self._last_offset = self._source.offset
-            try:
-                mark, body = self._record()
-                if mark == layout.END:
-                    return entries
-                if mark == layout.SETUP:
-                    self._set_up(body)
-                if mark == layout.PACKET:
-                    coded = split(body, partial=True)
-                    facts = coded.facts
-                    time = facts.timestamps[0] if facts.timestamps else 0
-                    key = int(facts.is_key)
-                    entries.append(Entry(self._last_offset, facts.first_frame, facts.frames, key, coded.tokens, time))
-            except Truncated:
-                return entries
-            except Corrupt:
-                self._resynchronise()
+        self.gaps.append(
+            Gap(offset=self._records.offset, problem=str(error), first_frame=first_frame if clip else None)
+        )
 
     def _named(self, step: Callable[[], _T]) -> _T:
         """Run a step; its errors name the file, once."""

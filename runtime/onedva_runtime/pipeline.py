@@ -104,26 +104,26 @@ class Pipeline:
         self._ahead = ahead
         self._queues: list[_Queue[object]] = []
         self._outputs: list[_Items[object]] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: list[tuple[threading.Thread, bool]] = []  # and whether it may stall
         self.busy_s: dict[str, float] = {}
         """Seconds that each stage that has ended worked, without waiting for the stages beside it."""
 
-    def stage(self, name: str, source: Iterable[Item]) -> Iterator[Item]:
+    def stage(self, name: str, source: Iterable[Item], *, may_stall: bool = False) -> Iterator[Item]:
         """Iterate over `source` in a thread of its own from now on; the items come out here, in order.
 
         `source` belongs to that thread: a generator over the stage before, or anything that no other stage touches. A
-        generator is closed in that thread, so its `finally` and `with` blocks run there.
+        generator is closed in that thread, so its `finally` and `with` blocks run there. may_stall: it may wait for
+        something that never comes, such as the next byte of a pipe: leaving by an error does not wait for it then.
         """
         before = self._outputs[-1] if self._outputs else None
         queue: _Queue[Item] = _Queue(self._ahead)
         thread = threading.Thread(
             target=self._run, args=(name, source, queue, before), name=f"onedva {name}", daemon=True
         )
-        # A thread that is stuck in the read of a silent pipe cannot be woken; as a daemon it does not keep the process.
         items = _Items(queue)
         self._queues.append(cast("_Queue[object]", queue))
         self._outputs.append(cast("_Items[object]", items))
-        self._threads.append(thread)
+        self._threads.append((thread, may_stall))
         thread.start()
         return items
 
@@ -161,7 +161,6 @@ class Pipeline:
     ) -> None:
         for queue in self._queues:
             queue.stop()
-        for thread in self._threads:
-            # What a stage does between two items ends by itself; the read of a pipe may not, and is not waited for
-            # long.
-            thread.join(timeout=5 if kind is not None else None)
+        for thread, may_stall in self._threads:
+            # As a daemon, a stalled thread does not keep the process. Half a second is for one that is about to end.
+            thread.join(timeout=0.5 if kind is not None and may_stall else None)

@@ -58,5 +58,8 @@ def _around(values: Float32) -> Float32:
     """Mean of each entry of (H, W) and the eight around it."""
     height, width = values.shape
     padded = np.pad(values, 1, mode="edge")
-    parts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    return np.sum(parts, axis=0, dtype=np.float32) / np.float32(9)
+    total = np.zeros_like(values)
+    for y in range(3):
+        for x in range(3):
+            total += padded[y : y + height, x : x + width]
+    return total / np.float32(9)

@@ -17,7 +17,14 @@ from onedva_runtime.clip_coding import Engine
 from onedva_runtime.clipper import Clip, Clipper
 from onedva_runtime.pace import Pace
 from onedva_runtime.packet import Packet
-from onedva_runtime.prepare import Decibels, check_frames, check_timestamps
+from onedva_runtime.prepare import (
+    check_deadline,
+    check_fps,
+    check_frames,
+    check_integer,
+    check_timestamps,
+    parse_tokens,
+)
 from onedva_runtime.stream_report import StreamReport
 from onedva_runtime.whole_frames import encode_whole
 
@@ -31,19 +38,31 @@ class StreamEncoder:
         self,
         engine: Engine,
         *,
-        clipper: Clipper,
-        clip_frames: int,
         fps: float,
-        budget: int | Decibels | None,
-        limit: int,
+        tokens: int | str,
+        max_tokens: int | None,
+        keyframe_interval: int,
+        cuts: bool,
+        clip_frames: int | None,
         time_base: Fraction | None,
-        deadline_s: float | None,
+        batch_size: int,
+        deadline_ms: float | None,
         on_report: Callable[[StreamReport], None] | None,
     ) -> None:
         """See `VideoCodec.open_encoder`."""
-        self._engine, self._clipper, self._clip_frames = engine, clipper, clip_frames
-        self._fps, self._budget, self._limit, self._time_base = fps, budget, limit, time_base
-        self._pace, self._on_report = Pace(deadline_s), on_report
+        longest = engine.manifest.clip.frames
+        length = longest if clip_frames is None else check_integer("clip_frames", clip_frames, 1, longest)
+        if length % 4 != 1:
+            raise ValueError(f"clip_frames must be 1 + 4n, up to {longest}, got {length}")
+        check_timestamps(None, 0, time_base)
+        most = engine.manifest.max_tokens
+        self._engine, self._clip_frames, self._time_base = engine, length, time_base
+        self._fps, self._budget = check_fps(fps), parse_tokens(tokens)
+        self._limit = most if max_tokens is None else check_integer("max_tokens", max_tokens, 0, 2**31)
+        interval = check_integer("keyframe_interval", keyframe_interval, 0, 2**31)
+        self._clipper = Clipper(clip_frames=length, keyframe_interval=interval, cuts=cuts)
+        self._batch_size, self._waiting = check_integer("batch_size", batch_size, 1, 2**16), list[Clip]()
+        self._pace, self._on_report = Pace(check_deadline(deadline_ms)), on_report
         self._last_tick: int | None = None
         self._arrivals: deque[tuple[int, float]] = deque()  # for reports: number of a push's first frame, when it came
 
@@ -66,38 +85,48 @@ class StreamEncoder:
             self._last_tick = int(ticks[-1])
         if self._on_report is not None:
             self._arrivals.append((self._clipper.next_frame, time.perf_counter()))
-        return self._encode(self._clipper.push(frames, ticks), waited=1)
+        self._waiting += self._clipper.push(frames, ticks)
+        return self._encode(least=self._batch_size, waited=1)
 
     def flush(self) -> list[Packet]:
         """Encode the frames of the clip that is not full, if any; more frames may be pushed after."""
-        return self._encode(self._clipper.flush(), waited=0)
+        self._waiting += self._clipper.flush()
+        return self._encode(least=1, waited=0)
 
     def request_key(self) -> None:
         """Let the next frame that is pushed begin a key clip, for a decoder that lost a packet. What is held of the
         clip before is coded as a short clip then."""
         self._clipper.request_key()
 
-    def _encode(self, clips: list[Clip], *, waited: int) -> list[Packet]:
-        """waited: frames beyond a clip's own that had to come before one that is not full could end."""
-        wanted = min(self._limit, self._budget) if isinstance(self._budget, int) else self._limit
+    def _encode(self, *, least: int, waited: int) -> list[Packet]:
+        """Encode complete clips, as long as there are `least`. waited: frames beyond its own that had to come before a
+        clip that is not full could end."""
         packets: list[Packet] = []
-        for clip in clips:
-            limit = self._pace.tokens(wanted)
-            start = time.perf_counter()
-            (coded,) = encode_whole(
-                self._engine,
-                [clip],
-                clip_frames=self._clip_frames,
-                budget=self._budget,
-                limit=limit if limit < wanted else self._limit,
-                fps=self._fps,
-                time_base=self._time_base,
-            )
-            now = time.perf_counter()
-            late = self._pace.record(fixed_s=now - start)
-            packets += coded
+        while len(self._waiting) >= least:
+            clips, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+            packets += self._encode_batch(clips, waited)
+        return packets
+
+    def _encode_batch(self, clips: list[Clip], waited: int) -> list[Packet]:
+        wanted = min(self._limit, self._budget) if isinstance(self._budget, int) else self._limit
+        limit = self._pace.tokens(wanted)
+        start = time.perf_counter()
+        coded = encode_whole(
+            self._engine,
+            clips,
+            clip_frames=self._clip_frames,
+            budget=self._budget,
+            limit=limit if limit < wanted else self._limit,
+            fps=self._fps,
+            time_base=self._time_base,
+            batch_size=self._batch_size,
+        )
+        now = time.perf_counter()
+        seconds = (now - start) / len(clips)
+        late = self._pace.record(fixed_s=seconds)
+        for clip, packets in zip(clips, coded, strict=True):
             if self._on_report is None:
-                continue
+                break
             count, full = len(clip.frames), self._clip_frames - (0 if clip.is_key else 1)
             multiple = self._engine.manifest.lengths.length_multiple
             self._on_report(
@@ -106,15 +135,15 @@ class StreamEncoder:
                     frames=count,
                     timestamps=clip.timestamps,
                     is_key=clip.is_key,
-                    tokens=sum(packet.tokens for packet in coded),
-                    seconds=now - start,
+                    tokens=sum(packet.tokens for packet in packets),
+                    seconds=seconds,
                     delay_frames=count - 1 + (waited if count < full else 0),
                     latency_s=now - self._arrival(clip.first_frame),
                     late=late,
-                    reduced=limit < wanted and any(packet.tokens > limit - multiple for packet in coded),
+                    reduced=limit < wanted and any(packet.tokens > limit - multiple for packet in packets),
                 )
             )
-        return packets
+        return [packet for packets in coded for packet in packets]
 
     def _arrival(self, frame: int) -> float:
         """When the frame was pushed; what came before it is forgotten."""
@@ -129,9 +158,10 @@ class StreamEncoder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Warn where frames were pushed and never encoded: nothing is dropped silently."""
-        if kind is None and self._clipper.held:
+        held = self._clipper.held + sum(len(clip.frames) for clip in self._waiting)
+        if kind is None and held:
             warnings.warn(
-                f"{self._clipper.held} pushed frames were not encoded: call flush() at the end",
+                f"{held} pushed frames were not encoded: call flush() at the end",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
@@ -34,8 +34,7 @@ from .video_write import to_yuv
 
 __all__ = ["PIPE_FORMATS", "PipeWriter", "RawFormat", "RawReader"]
 
-PipeFormat = Literal["y4m", "nut", "raw"]
-PIPE_FORMATS: tuple[PipeFormat, ...] = ("y4m", "nut", "raw")
+PIPE_FORMATS = ("y4m", "nut", "raw")
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class RawReader:
         size, first = shape[0] * shape[1] * 3, 0
         while True:
             frames = np.empty((self._batch, *shape), np.uint8)
-            view, filled = memoryview(frames).cast("B"), 0
+            view, filled = frames.data.cast("B"), 0
             while filled < len(view):
                 count = self._file.readinto(view[filled:])  # type: ignore[attr-defined]
                 if not count:
@@ -135,12 +134,12 @@ class PipeWriter:
         height: int,
         fps: Fraction | float,
         time_base: Fraction | None = None,
-        kind: PipeFormat = "y4m",
+        kind: str = "y4m",
     ) -> None:
         """file: open for writing, not closed. width, height, fps, time_base: as `VideoWriter`. kind: see above; y4m is
         YUV as video files are, 4:2:0 where both sides are even, else 4:4:4. Raises ValueError, VideoError."""
         if kind not in PIPE_FORMATS:
-            raise ValueError(f"a pipe carries {', '.join(PIPE_FORMATS)}, got {kind!r}")
+            raise ValueError(f"a pipe carries one of {', '.join(PIPE_FORMATS)}; got {kind!r}")
         self._file, self._kind, self._shape = file, kind, (height, width, 3)
         rate = Fraction(fps).limit_denominator(1_000_000)
         self._time_base = time_base if time_base is not None and kind == "nut" else 1 / rate

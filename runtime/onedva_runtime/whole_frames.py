@@ -16,7 +16,7 @@ from onedva_runtime.packet import Packet, padded_grid
 from onedva_runtime.prepare import Decibels, grouped
 from onedva_runtime.tiles import blend, check_tiles, plan_tiles, same_clip, split
 
-__all__ = ["decode_video", "decode_whole", "encode_whole", "ends_clip", "gathered", "positions_per_group"]
+__all__ = ["decode_video", "decode_whole", "encode_whole", "ends_clip", "gathered", "joined", "positions_per_group"]
 
 Uint8 = npt.NDArray[np.uint8]
 
@@ -77,15 +77,19 @@ def decode_whole(
     outputs: list[Uint8] = []
     for clip, last in zip(clips, last_frames, strict=True):
         own, decoded = decoded[: len(clip)], decoded[len(clip) :]
-        if clip[0].frame_size is None:
-            outputs += own
-            continue
-        canvas = np.empty((clip[0].frames, *clip[0].whole_size, 3), np.uint8)
-        if not check_tiles(clip):
-            canvas[:] = 128 if last is None else last
-        blend(clip, own, canvas)
-        outputs.append(canvas)
+        outputs.append(joined(clip, own, last))
     return outputs
+
+
+def joined(clip: Sequence[Packet], decoded: Sequence[Uint8], last: Uint8 | None = None) -> Uint8:
+    """The whole frames (T, H, W, 3) of one clip from its packets' own; `last`, or grey, where a tile is missing."""
+    if clip[0].frame_size is None:
+        return decoded[0]
+    canvas = np.empty((clip[0].frames, *clip[0].whole_size, 3), np.uint8)
+    if not check_tiles(clip):
+        canvas[:] = 128 if last is None else last
+    blend(clip, decoded, canvas)
+    return canvas
 
 
 def ends_clip(packet: Packet) -> bool:

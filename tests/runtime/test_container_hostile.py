@@ -205,6 +205,12 @@ def test_an_index_is_not_trusted(small: bytes) -> None:
         assert reader.index() == expected
 
 
+def test_an_end_of_two_sections_is_refused(small: bytes) -> None:
+    end = small[-40:][12:]
+    with pytest.raises(Corrupt, match="one section has 2"):
+        load_packets(io.BytesIO(small[:-40] + layout.record(b"END2", end + end)))
+
+
 def test_limits_are_the_readers() -> None:
     data = as_bytes([make_packet(frames=5), make_packet(frames=5, first=5)])
     values = 2 * 2 * 3 * 2 + 3 * 4

@@ -127,3 +127,24 @@ def test_an_interrupt_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), Pipeline() as pipeline:
         interrupted(pipeline.stage("count", iter(range(10**9))))
     assert threads() == []
+
+
+def test_a_stage_that_waits_for_ever_keeps_nobody() -> None:
+    never = threading.Event()
+
+    def silent() -> Iterator[int]:
+        yield 1
+        never.wait()
+        yield 2
+
+    start = time.perf_counter()
+    with pytest.raises(RuntimeError), Pipeline() as pipeline:
+        items = pipeline.stage("onwards", (item for item in pipeline.stage("silent", silent(), may_stall=True)))
+        assert next(items) == 1
+        raise RuntimeError
+    assert time.perf_counter() - start < 5
+    assert threads() == ["onedva silent"]
+    never.set()
+    for thread in threading.enumerate():
+        if thread.name == "onedva silent":
+            thread.join()

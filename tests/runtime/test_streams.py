@@ -39,6 +39,21 @@ def test_any_chunking_gives_the_same_packets(codec: VideoCodec, sizes: list[int]
     same(packets, codec.encode(frames, tokens=16, fps=25, keyframe_interval=interval))
 
 
+def test_clips_may_wait_for_each_other(codec: VideoCodec) -> None:
+    """Packets of a batch differ from those one by one in their last bits at most."""
+    wanted = codec.encode(VIDEO, tokens=16, keyframe_interval=1)
+    with codec.open_encoder(tokens=16, keyframe_interval=1, batch_size=2) as encoder:
+        given = [encoder.push(VIDEO[start : start + 17]) for start in (0, 17, 34)]
+        assert [len(packets) for packets in given] == [0, 2, 0]
+        packets = given[1] + encoder.flush()
+    for got, want in zip(packets, wanted, strict=True):
+        assert (got.first_frame, got.frames) == (want.first_frame, want.frames)
+        np.testing.assert_allclose(got.latents, want.latents, atol=1e-5)
+    with pytest.warns(RuntimeWarning, match="20 pushed frames were not encoded"):  # noqa: SIM117
+        with codec.open_encoder(tokens=16, batch_size=2) as encoder:
+            encoder.push(VIDEO[:20])
+
+
 def chunked(codec: VideoCodec, frames: np.ndarray, size: int, **options: Any) -> tuple[list[Packet], np.ndarray]:
     """Packets, and what a decoder makes of each as it comes, for pushes of `size` frames."""
     packets: list[Packet] = []

@@ -16,6 +16,7 @@ from onedva_runtime.errors import PacketError
 from onedva_runtime.metrics import psnr
 from onedva_runtime.packet import Packet
 from onedva_runtime.tiles import OVERLAP, Tile, blend, check_tiles, plan_tiles
+from onedva_runtime.video_io import read_video
 
 LARGE = np.random.default_rng(0).integers(0, 256, (20, 170, 243, 3), np.uint8)  # 11×16 positions, the fake takes 120
 
@@ -179,9 +180,46 @@ def test_tiles_in_disorder_are_refused(codec: VideoCodec) -> None:
         strict.push(replace(packets[0], first_frame=5))
 
 
+def test_a_tile_cannot_claim_a_frame_beyond_all_limits(codec: VideoCodec) -> None:
+    tile = replace(codec.encode_clip(LARGE[:5, :64, :64], tokens=0), frame_size=(1 << 20, 1 << 20))
+    with pytest.raises(PacketError, match="1099511627776 pixels; allowed: "):
+        codec.open_decoder().push(tile)
+
+
 def test_the_bound_is_the_models(make_bundle: Callable[..., Path]) -> None:
     codec = VideoCodec.from_pretrained(make_bundle(edit=lambda content: content["clip"].update(max_video_positions=60)))
     with pytest.raises(ValueError, match="more than the 12 that a clip of this model may have per group"):
         codec.encode(LARGE)
     encoder = codec.open_encoder(clip_frames=5, tokens=0)  # 30 positions for each of two groups
     assert len(encoder.push(LARGE[:5])) == len(plan_tiles(170, 243, positions=30))
+
+
+def line_energy(frames: np.ndarray, rows: set[int], columns: set[int]) -> float:
+    """Mean squared difference across these rows and columns, the pixels just before and after each."""
+    pixels = frames.astype(np.int32)
+    across = [np.square(pixels[:, y] - pixels[:, y - 1]).mean() for y in rows]
+    across += [np.square(pixels[:, :, x] - pixels[:, :, x - 1]).mean() for x in columns]
+    return float(np.mean(across))
+
+
+@pytest.mark.slow
+def test_tiles_of_the_shipped_model_cannot_be_told_from_one_clip(shipped_bundle: Path, dev_clips: list[Path]) -> None:
+    """Against the untiled decode ≥ 35 dB; at tile borders no more gradient, against other lines between patches, than
+    1.1 times what the untiled decode has there."""
+    whole = VideoCodec.from_pretrained(shipped_bundle, threads=1)
+    bundle = whole._bundle
+    clip = replace(bundle.manifest.clip, max_video_positions=5 * 120)
+    tiled = VideoCodec(replace(bundle, manifest=replace(bundle.manifest, clip=clip)), whole._engine.backend)
+    for path in dev_clips[:3]:
+        source = read_video(path, max_frames=17, threads=1).frames[:, :272, :384]
+        height, width = source.shape[1:3]
+        tiles = plan_tiles(height, width, positions=120)
+        packets = tiled.encode(source)
+        assert len(packets) >= len(tiles) >= 2
+        decoded, wanted = tiled.decode(packets), whole.decode(whole.encode(source))
+        assert psnr(wanted, decoded) >= 35
+        rows = {y for tile in tiles for y in (tile.top, tile.top + tile.height)} - {0, height}
+        columns = {x for tile in tiles for x in (tile.left, tile.left + tile.width)} - {0, width}
+        others = set(range(16, height, 16)) - rows, set(range(16, width, 16)) - columns
+        ratio, usual = (line_energy(v, rows, columns) / line_energy(v, *others) for v in (decoded, wanted))
+        assert ratio <= 1.1 * usual
