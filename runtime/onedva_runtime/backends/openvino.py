@@ -119,7 +119,7 @@ class OpenVinoBackend:
         if self.dtype == "int8" and graph not in self._quantised:
             from onedva_runtime.backends.openvino_int8 import quantise_weights
 
-            quantise_weights(model)
+            quantise_weights(model, pixels=graph == "velocity")
             self._quantised.add(graph)
         return model.clone()
 
