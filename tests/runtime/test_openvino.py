@@ -149,7 +149,7 @@ def test_int8_changes_the_linear_layers_only(shipped_bundle: Path) -> None:
     assert count == len(eight_bit) > 10
     assert all(PATCH_VALUES not in data.shape and np.abs(data).max() == 127 for data in eight_bit)
     assert all(np.abs(data).max(axis=1).min() == 127 for data in eight_bit)
-    assert width in eight_bit[0].shape
+    assert any(width in data.shape for data in eight_bit)
     velocity = openvino.Core().read_model(shipped_bundle / "velocity.onnx")
     quantise_weights(velocity, pixels=True)
     stored = [node.data for node in velocity.get_ordered_ops() if node.get_type_name() == "Constant"]
