@@ -165,10 +165,16 @@ def rows_of(parts: dict[str, Any]) -> list[Row]:
                 pass
             else:
                 row.holds = test(value)
-        if what.endswith(DAGGER) and not (bf16 and amx):
-            why = "no AMX: bf16 products are slower than fp32 here" if bf16 else "this CPU has no bf16"
-            row.note = "; ".join(part for part in (row.note, f"† not this kind of CPU: {why}") if part)
+        if what.endswith(DAGGER) and not amx:
+            row.note = "; ".join(part for part in (row.note, f"† {without_amx()}") if part)
         rows.append(row)
+
+    def without_amx() -> str:
+        if not bf16:
+            return "this CPU has no bf16"
+        rates = parts.get("peers", {}).get("matmul")
+        shown = f": {rates['bfloat16']:.0f} against {rates['float32']:.0f} GFLOP/s" if rates else ""
+        return f"by its flags this CPU has bf16, but no AMX{shown}"
 
     def peer(part: str) -> float:
         return next(r["decode"]["median_s"] for r in parts["peers"]["rows"] if part in r["name"])
