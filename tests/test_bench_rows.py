@@ -74,9 +74,9 @@ def test_products_count_attention_as_two(run: Any) -> None:
     sys.modules.pop("floor", None)
     assert floor.flops(((2, 3, 4), (2, 4, 5), False)) == 2 * 2 * 3 * 4 * 5
     import numpy as np
-    import openvino
-    import openvino.opset15 as ops
 
+    openvino: Any = importlib.import_module("openvino")
+    ops: Any = importlib.import_module("openvino.opset15")
     x = ops.parameter([1, 2, 6, 8], openvino.Type.f32)
     attention = ops.scaled_dot_product_attention(x, x, x)
     weights = ops.constant(np.zeros((3, 8), np.float32))

@@ -144,7 +144,9 @@ class VideoCodec:
             "backend": self.backend_name,
             "dtype": self._backend.dtype,
             "backend_reason": self._reason,
-            "backends_measured": [asdict(entry) for entry in self._measured],
+            "backends_measured": [
+                {"name": f"{entry.backend} {entry.dtype}", **asdict(entry)} for entry in self._measured
+            ],
             "device": "cpu",
             "threads": self._backend.threads,
             "max_tokens": self.max_tokens,
