@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from onedva.data import centre_clip, load_clips
 from onedva_runtime import Packet, VideoCodec
 from onedva_runtime.container_packet import encode_packet
 from onedva_runtime.entropy_tables import TABLES
+from onedva_runtime.errors import PacketError
 from onedva_runtime.metrics import psnr
 from onedva_runtime.thin import thin_packets
 
@@ -36,7 +37,7 @@ Frames = NDArray[np.uint8]
 CAP = 45.0
 LENGTHS = (0, 64, 256, 1024)
 STEPS = (0.125, 0.25, 0.5, 1.0)
-THIN_CLIPS = 4  # of each video, one after the other
+THIN_CLIPS = 4  # of each video, one after the other; rates are at 24 frames per second
 
 
 def quality(source: Frames, decoded: Frames) -> float:
@@ -126,59 +127,88 @@ def rate_table(codec: VideoCodec, clips: Sequence[Any]) -> list[str]:
     return lines
 
 
-def thin_table(codec: VideoCodec, clips: Sequence[Any], *, tokens: int | str, step: float) -> list[str]:
-    """Each video's clips at `tokens`; thinned to half the bits of their 1D latents, and coded at half the latents."""
-    quantiser = codec.quantiser(step=step)
-    lines = [
-        "| video | 1D kbit | whole dB | half by thin: kbit | dB | half the latents: kbit | dB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    sums: list[list[float]] = []
+@dataclass
+class Coded:
+    """One clip of a video, and what it decodes to at any length."""
+
+    video: str
+    frames: Frames
+    packet: Packet
+    again: Packet
+    """Encoded once more, at half the latents."""
+    errors: dict[tuple[bool, int], float] = field(default_factory=dict[tuple[bool, int], float])
+
+    def error(self, codec: VideoCodec, step: float, packet: Packet) -> float:
+        """Squared error of the decoded clip, summed; each length is decoded once."""
+        key = packet is self.again, packet.tokens
+        if key not in self.errors:
+            decoded = codec.decode_clip(codec.quantiser(step=step).apply(packet))
+            self.errors[key] = float(np.square(decoded.astype(np.int32) - self.frames).sum())
+        return self.errors[key]
+
+
+def code_clips(codec: VideoCodec, clips: Sequence[Any], *, tokens: int | str) -> list[Coded]:
+    """Up to THIN_CLIPS clips from the middle of each video."""
+    coded: list[Coded] = []
     for clip in clips:
         count = min(THIN_CLIPS, len(clip.frames) // 17)
         begin = (len(clip.frames) - 17 * count) // 2
-        starts = range(begin, begin + 17 * count, 17)
-        views = [centre_clip(replace(clip, frames=clip.frames[start : start + 17])) for start in starts]
-        packets = [
-            replace(codec.encode_clip(view, tokens=tokens, fps=clip.fps), first_frame=17 * number)
-            for number, view in enumerate(views)
-        ]
-        again = [
-            codec.encode_clip(view, tokens=packet.tokens // 2, fps=clip.fps)
-            for view, packet in zip(views, packets, strict=True)
-        ]
-        half = half_of(packets, codec, step)
-        row: list[float] = []
-        for chosen in (packets, half, [replace(p, first_frame=17 * n) for n, p in enumerate(again)]):
-            decoded = [codec.decode_clip(quantiser.apply(packet)) for packet in chosen]
-            row += [
-                sum(bits_of(packet, codec, step)[1] for packet in chosen) / 1000,
-                quality(np.concatenate(views), np.concatenate(decoded)),
-            ]
-        sums.append(row)
-        lines.append(f"| {clip.name} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
-        print(lines[-1], flush=True)
-    means = np.mean(sums, axis=0)
-    lines.append("| **mean** | " + " | ".join(f"{value:.2f}" for value in means) + " |")
-    return lines
+        for start in range(begin, begin + 17 * count, 17):
+            view = centre_clip(replace(clip, frames=clip.frames[start : start + 17]))
+            packet = codec.encode_clip(view, tokens=tokens, fps=24)
+            again = codec.encode_clip(view, tokens=packet.tokens // 2, fps=24)
+            number = 17 * len(coded)
+            packet, again = replace(packet, first_frame=number), replace(again, first_frame=number)
+            coded.append(Coded(clip.name, view, packet, again))
+        print(f"{clip.name}: coded", flush=True)
+    return coded
 
 
-def half_of(packets: Sequence[Packet], codec: VideoCodec, step: float) -> list[Packet]:
-    """`thin_packets` to the rate at which at most half of the 1D bits are left."""
+def thinned(packets: list[Packet], codec: VideoCodec, step: float, *, most: float) -> list[Packet]:
+    """`thin_packets` to the highest rate at which their 1D latents take at most `most` bits."""
     quantiser = codec.quantiser(step=step)
-    total = sum(bits_of(packet, codec, step)[1] for packet in packets)
-    frames = sum(packet.frames for packet in packets)
-    bare = sum(8 * (len(encode_packet(packet.thin(0), quantiser, TABLES).structural) + 60) for packet in packets)
-    low, high = bare, bare + total
+    low, high = 0.0, most + sum(bits_of(packet, codec, step)[0] + 8 * 200 for packet in packets)
     best = [packet.thin(0) for packet in packets]
-    for _ in range(12):
+    for _ in range(14):
         middle = (low + high) / 2
-        thinned = thin_packets(packets, quantiser=quantiser, max_kbps=middle / 1000 * packets[0].fps / frames)
-        if sum(bits_of(packet, codec, step)[1] for packet in thinned) <= total / 2:
-            best, low = thinned, middle
+        try:
+            rate = middle / 1000 * packets[0].fps / (17 * len(packets))
+            tried = thin_packets(packets, quantiser=quantiser, max_kbps=rate)
+        except PacketError:  # not even without 1D latents
+            low = middle
+            continue
+        if sum(bits_of(packet, codec, step)[1] for packet in tried) <= most:
+            best, low = tried, middle
         else:
             high = middle
     return best
+
+
+def thin_table(codec: VideoCodec, clips: Sequence[Any], *, tokens: int | str, step: float) -> list[str]:
+    """Clips at `tokens`; encoded again at half the latents each; thinned to half the 1D bits, and to the bits of the
+    encoding at half. Each video as a file of its own, and all of them as one."""
+    coded = code_clips(codec, clips, tokens=tokens)
+    lines = ["| | 1D kbit | PSNR dB |", "|---|---:|---:|"]
+    names = ("whole", "encoded at half the latents", "thinned to half the 1D bits", "thinned to the same bits as that")
+    videos = [[one for one in coded if one.video == name] for name in dict.fromkeys(one.video for one in coded)]
+    for title, groups in (("each video a file", videos), ("all clips one file", [coded])):
+        rows: list[list[tuple[float, float]]] = []
+        for group in groups:
+            whole = [one.packet for one in group]
+            again = [one.again for one in group]
+            sizes = [sum(bits_of(packet, codec, step)[1] for packet in packets) for packets in (whole, again)]
+            choices = [whole, again]
+            choices += [thinned(whole, codec, step, most=most) for most in (sizes[0] / 2, sizes[1])]
+            row: list[tuple[float, float]] = []
+            for packets in choices:
+                error = sum(one.error(codec, step, packet) for one, packet in zip(group, packets, strict=True))
+                pixels = sum(one.frames.size for one in group)
+                bits = sum(bits_of(packet, codec, step)[1] for packet in packets)
+                row.append((bits / 1000, 10 * float(np.log10(255**2 * pixels / error))))
+            rows.append(row)
+        for name, (bits, decibels) in zip(names, np.mean(rows, axis=0), strict=True):
+            lines.append(f"| {title}: {name} | {bits:.1f} | {decibels:.3f} |")
+    return lines
 
 
 def main() -> None:
