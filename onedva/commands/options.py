@@ -13,7 +13,9 @@ __all__ = [
     "Device",
     "Force",
     "Json",
+    "KeyframeInterval",
     "Lengths",
+    "LowLatency",
     "Model",
     "Quantiser",
     "Quiet",
@@ -25,6 +27,17 @@ __all__ = [
 ]
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="A video file.", show_default=False)]
+KeyframeInterval = Annotated[
+    int,
+    typer.Option(
+        "--keyframe-interval",
+        min=0,
+        help="Clips from one key clip, where a reader may start, to the next; 1: all, 0: only the first and at cuts.",
+    ),
+]
+LowLatency = Annotated[
+    bool, typer.Option("--low-latency", help="Clips of 5 frames: a third of the delay, more bits for the quality.")
+]
 Model = Annotated[
     str, typer.Option("--model", "-m", help="A shipped name, a bundle folder, or a hub id OWNER/NAME@REVISION.")
 ]
