@@ -90,10 +90,11 @@ class StreamDecoder:
             raise PacketError(
                 f"the packet from frame {packet.first_frame} on is late or comes twice: next is frame {due}"
             )
-        if follows:
-            check_tiles([*self._tiles, packet])
-        else:
+        whole = check_tiles([*(self._tiles if follows else ()), packet])
+        if not follows:
             self._check_loss(packet, missing)
+        if ends_clip(packet) and not whole and self._conceal == "raise":
+            raise PacketError(f"a tile of the clip from frame {packet.first_frame} on did not come")
         outputs: list[Uint8] = []
         if self._tiles and not follows:
             outputs += self.flush()

@@ -161,7 +161,9 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except (FFmpegError, OSError):
+            except (FFmpegError, OSError) as error:
+                if isinstance(error, MemoryError):  # av's own kind is both: no fault of the file
+                    raise
                 self._errors += 1  # the file cannot be read on: only what the decoder still holds
                 yield from self._frames_of(None)
                 break
@@ -174,7 +176,9 @@ class VideoReader:
     def _frames_of(self, packet: Packet[VideoStream] | None) -> Iterator[VideoFrame]:
         try:
             frames = self._stream.decode(packet)  # pyright: ignore[reportUnknownMemberType]  (PyAV leaves it open)
-        except FFmpegError:
+        except FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
             self._errors += 1
             return
         for frame in frames:

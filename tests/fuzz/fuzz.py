@@ -4,7 +4,7 @@
     python tests/fuzz/fuzz.py container -max_total_time=600        # or bundle; options are libFuzzer's
 
 What it finds is written to tests/fuzz/found/. The corpus runs as a test (test_corpus.py); to minimise it, merge the old
-folder into an empty one: python tests/fuzz/fuzz.py container -merge=1 NEW OLD.
+folder into an empty one: python tests/fuzz/fuzz.py container -set_cover_merge=1 NEW OLD.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
-    import atheris  # type: ignore[import-not-found]
+    atheris: Any = importlib.import_module("atheris")  # not in `dev`: it has no wheels for some systems
 
     name, *options = sys.argv[1:]
     # As plain files: atheris sees little of modules that an editable install's own loader brings.
@@ -29,7 +30,8 @@ def main() -> None:
         options.append(str(HERE / "corpus" / name))
     (HERE / "found").mkdir(exist_ok=True)
     defaults = [f"-artifact_prefix={HERE / 'found'}/", "-max_len=16384", "-timeout=10", "-rss_limit_mb=2048"]
-    atheris.Setup([sys.argv[0], *defaults, *options], one_input)
+    again = f"{sys.executable} {__file__} {name}"  # how a merge calls itself, through a shell
+    atheris.Setup([again, *defaults, *options], one_input)
     atheris.Fuzz()
 
 
