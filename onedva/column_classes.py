@@ -14,8 +14,11 @@ SHRINKAGE = 1000.0  # columns' worth of the statistics of all that every class s
 ROWS = 32768  # columns that are projected at once
 
 
-def class_covariances(columns: Tensor, weights: Tensor, *, classes: int, kept: int, groups: int) -> Tensor:
-    """Second moments of each class of columns: (N, Tg·R) and weights (N,) → (classes, Tg·R, Tg·R).
+def class_covariances(
+    columns: Tensor, weights: Tensor, *, classes: int, kept: int, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Second moments of each class of columns, and its share of them: columns (N, Tg·R), weights (N,) → (classes, Tg·R,
+    Tg·R), (classes,).
 
     kept: how many latents of a column are counted on when it chooses. Raises ValueError for fewer columns than classes.
     """
@@ -23,13 +26,14 @@ def class_covariances(columns: Tensor, weights: Tensor, *, classes: int, kept: i
         raise ValueError(f"{classes} classes need at least as many columns, got {len(columns)}")
     everything = covariance(columns, weights)
     if classes == 1:
-        return everything[None]
+        return everything[None], torch.ones(1)
     label = by_motion(columns, classes=classes, groups=groups)
     fitted = everything[None]
     for _ in range(ROUNDS):
         fitted = torch.stack([shrunk(columns, weights, label == index, everything) for index in range(classes)])
         label = torch.stack([held_by(columns, one, kept) for one in fitted], dim=1).argmax(dim=1)
-    return fitted
+    shares = torch.stack([weights[label == index].sum() for index in range(classes)])
+    return fitted, shares / shares.sum()
 
 
 def covariance(columns: Tensor, weights: Tensor) -> Tensor:

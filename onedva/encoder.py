@@ -133,10 +133,11 @@ def linear_error(
     first = torch.arange(groups, device=patches.device) == 0
     share = torch.where(first, torch.where(is_key[:, None], FIRST_GROUP, 0.0), 1.0)  # (B, Tg)
     energy = (patches.detach().float() - transform.mean).square().sum(dim=(2, 3, 4))  # (B, Tg)
-    std = transform.scales(structural, is_key)  # (B, Tg, Hg, Wg, Zs + Z)
+    std = transform.tables(groups, is_key).std  # (B, Tg, Zs + Z)
     size = structural.shape[-1]
-    kept = (structural * std[..., :size]).square().sum(dim=(1, 2, 3, 4))  # (B,)
-    gain = (latents * gather_positions(std[..., size:].flatten(1, 3), anchors)).square().sum(-1)  # (B, K)
+    kept = (structural * std[:, :, None, None, :size]).square().sum(dim=(1, 2, 3, 4))  # (B,)
+    layer = anchors // (height * width)
+    gain = (latents * gather_positions(std[..., size:], layer)).square().sum(-1)  # (B, K)
     left = ((share * energy).sum(1) - kept)[:, None] - torch.cumsum(gain, dim=1)
     values = PATCH_VALUES * height * width * share.sum(1, keepdim=True)
     return (left / values).clamp(min=ERROR_FLOOR).log()

@@ -20,7 +20,7 @@ from onedva.data import Clip
 from onedva.decoder import share_of_usual
 from onedva.model import OneDVA, to_video
 from onedva.patches import PatchPCA, PatchStatistics, patchify
-from onedva.transform import FIRST_GROUP, PatchTransform
+from onedva.transform import FIRST_GROUP, PatchTransform, Size
 from onedva_runtime import placement
 
 CROP = 256
@@ -91,8 +91,8 @@ def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_cl
     scale[0] = FIRST_GROUP**0.5
     columns *= scale.flatten()
     structural = groups * config.structural_channels - (config.classes > 1)
-    fitted = class_covariances(columns, weights, classes=config.classes, kept=structural, groups=groups)
-    set_directions(transform, fitted / (scale.flatten() * scale.flatten()[:, None]))
+    fitted, shares = class_covariances(columns, weights, classes=config.classes, kept=structural, groups=groups)
+    set_directions(transform, fitted / (scale.flatten() * scale.flatten()[:, None]), shares)
     # the remainder once structural latents and the first layer are there: the scale of what is left to predict
     first = torch.zeros(groups, transform.channels)
     first[:, : config.structural_channels] = 1
@@ -127,38 +127,47 @@ def columns_of(transform: PatchTransform, clips: Sequence[Clip], *, per_clip: in
     return torch.cat(columns), torch.cat(weights)
 
 
-def set_directions(transform: PatchTransform, covariances: Tensor) -> None:
+def set_directions(transform: PatchTransform, covariances: Tensor, shares: Tensor) -> None:
     """Fill the tables of `transform`: eigenvectors, strongest first, of blocks of each class's covariance of columns
-    (classes, Tg·R, Tg·R)."""
-    size, structural = transform.components, transform.structural_channels
-    filled: set[int] = set()
-    for is_key, groups, class_index, block_at, row_at in transform.sizes:
-        if block_at in filled:
-            continue
-        filled.add(block_at)
-        start = 0 if is_key else size
-        block = covariances[class_index, start : start + groups * size, start : start + groups * size]
-        scale = torch.ones(groups, size)
-        if is_key:
-            scale[0] = FIRST_GROUP**0.5
-        energy, vectors = torch.linalg.eigh(block * scale.flatten() * scale.flatten()[:, None])
-        count = groups * transform.channels
-        energy, vectors = energy.flip(0)[:count], vectors.flip(1)[:, :count].T  # (Tg·C, Tg·R)
-        # eigenvectors have no sign of their own: make the largest entry positive, so a refit gives the same latents
-        largest = vectors.abs().argmax(dim=1, keepdim=True)
-        vectors = vectors * torch.sign(vectors.gather(1, largest))
-        # the strongest are structural, dealt out so that every group gets strong ones; then layer after layer
-        dealt = torch.arange(groups * structural).reshape(structural, groups).T
-        layers = torch.arange(groups * structural, count).reshape(groups, -1)
-        if transform.classes > 1:  # the slot that tells the class holds no direction: the next one is a 1D latent's
-            layers = layers - 1
-        order = torch.cat([dealt, layers], dim=1)  # (Tg, C)
-        directions = rearrange(vectors[order], "i c (j r) -> (i j) c r", j=groups)
-        transform.directions[block_at : block_at + groups * groups] = directions
-        std = energy.clamp(min=SMALLEST_STD**2).sqrt()[order]
+    (classes, Tg·R, Tg·R). shares (classes,): of the columns, by which the classes' energies are averaged."""
+    everything = (covariances * shares[:, None, None]).sum(0)
+    for size in transform.sizes:
+        energies = []
+        for index, block_at in enumerate(size.blocks if size.adaptive else size.blocks[:1]):
+            covariance = covariances[index] if size.adaptive else everything
+            energy, directions = principal_directions(transform, covariance, size)
+            transform.directions[block_at : block_at + size.coded**2] = directions
+            energies.append(energy)
+        weights = shares if size.adaptive else torch.ones(1)
+        energy = (torch.stack(energies) * weights[:, None, None]).sum(0)  # (Tg, C)
+        std = energy.clamp(min=SMALLEST_STD**2).sqrt()
         if transform.classes > 1:
-            std[-1, structural - 1] = CLASS_STD
-        transform.latent_std[row_at : row_at + groups] = std
+            std[-1, transform.structural_channels - 1] = CLASS_STD
+        transform.latent_std[size.row : size.row + size.coded] = std
+
+
+def principal_directions(transform: PatchTransform, covariance: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """Energies (Tg, C) and blocks of directions (Tg², C, R) of clips of one size, dealt out to groups and layers."""
+    groups, structural, components = size.coded, transform.structural_channels, transform.components
+    start = 0 if size.is_key else components
+    scale = torch.ones(groups, components)
+    if size.is_key:
+        scale[0] = FIRST_GROUP**0.5
+    inside = slice(start, start + groups * components)
+    block = covariance[inside, inside] * scale.flatten() * scale.flatten()[:, None]
+    energy, vectors = torch.linalg.eigh(block)
+    count = groups * transform.channels
+    energy, vectors = energy.flip(0)[:count], vectors.flip(1)[:, :count].T  # (Tg·C, Tg·R)
+    # eigenvectors have no sign of their own: make the largest entry positive, so a refit gives the same latents
+    largest = vectors.abs().argmax(dim=1, keepdim=True)
+    vectors = vectors * torch.sign(vectors.gather(1, largest))
+    # the strongest are structural, dealt out so that every group gets strong ones; then layer after layer
+    dealt = torch.arange(groups * structural).reshape(structural, groups).T
+    layers = torch.arange(groups * structural, count).reshape(groups, -1)
+    if transform.classes > 1:  # the slot that tells the class holds no direction: the next one is a 1D latent's
+        layers = layers - 1
+    order = torch.cat([dealt, layers], dim=1)  # (Tg, C)
+    return energy[order], rearrange(vectors[order], "i c (j r) -> (i j) c r", j=groups)
 
 
 @torch.inference_mode()

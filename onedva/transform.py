@@ -31,40 +31,40 @@ ADAPTIVE_GROUPS = (1, 2)  # numbers of groups, beside a full clip's, whose colum
 
 
 class Size(NamedTuple):
-    """Where the tables of one number of coded groups, kind and class begin."""
+    """Where the tables of one number of coded groups and kind begin."""
 
     is_key: bool
     coded: int
     """Groups that are sent: a continuation clip codes one fewer than it has."""
-    class_index: int
-    block: int
-    """First of its coded² blocks of `directions`; classes that share a table begin at the same one."""
     row: int
-    """First of its `coded` rows of `latent_std`."""
+    """First of its `coded` rows of `latent_std`, which all classes share."""
+    blocks: tuple[int, ...]
+    """First of the coded² blocks of `directions` of each class; the same for all where columns do not choose."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether columns choose among several tables."""
+        return len(set(self.blocks)) > 1
 
 
 def table_sizes(max_groups: int, classes: int) -> list[Size]:
-    """Every table: of the first class for each kind and number of groups, of the others where columns choose."""
-    found: dict[tuple[bool, int, int], Size] = {}
-    block = row = 0
-    for class_index in range(classes):
-        for is_key in (True, False):
-            for groups in range(1 if is_key else 2, max_groups + 1):
-                coded = groups if is_key else groups - 1
-                if class_index and groups != max_groups and groups not in ADAPTIVE_GROUPS:
-                    first = found[is_key, coded, 0]
-                    found[is_key, coded, class_index] = first._replace(class_index=class_index)
-                    continue
-                found[is_key, coded, class_index] = Size(is_key, coded, class_index, block, row)
-                block, row = block + coded * coded, row + coded
-    return list(found.values())
+    """Every kind and number of groups, with a table of every class where columns choose, else one for all."""
+    found, block, row = [], 0, 0
+    for is_key in (True, False):
+        for groups in range(1 if is_key else 2, max_groups + 1):
+            coded = groups if is_key else groups - 1
+            tables = classes if groups == max_groups or groups in ADAPTIVE_GROUPS else 1
+            blocks = [block + index * coded * coded for index in range(tables)]
+            found.append(Size(is_key, coded, row, tuple(blocks + blocks[:1] * (classes - tables))))
+            block, row = block + tables * coded * coded, row + coded
+    return found
 
 
 class Tables(NamedTuple):
     """What one batch's columns are transformed with; K classes, C = Zs + Z channels, R components."""
 
     directions: Tensor  # (B, K·Tg·C, Tg·R); rows and columns of a continuation clip's group 0 are zero
-    std: Tensor  # (B, K, Tg, C), of each latent; zeros in a group that is not coded and where the class is told
+    std: Tensor  # (B, Tg, C), of each latent over all classes; zeros in a group that is not coded and in the class slot
     weight: Tensor  # (B, Tg, 1, 1, 1), of each group
 
 
@@ -85,7 +85,7 @@ class PatchTransform(nn.Module):
         self.components, self.classes = config.components, config.classes
         self.max_groups = 1 + (config.clip_frames - 1) // PATCH_FRAMES
         self.sizes = table_sizes(self.max_groups, self.classes)
-        blocks = max(size.block + size.coded**2 for size in self.sizes)
+        blocks = max(max(size.blocks) + size.coded**2 for size in self.sizes)
         rows = max(size.row + size.coded for size in self.sizes)
         self.basis = nn.Parameter(torch.empty(config.components, PATCH_VALUES))  # orthonormal rows
         self.directions = nn.Parameter(torch.zeros(blocks, self.channels, config.components))
@@ -93,13 +93,14 @@ class PatchTransform(nn.Module):
         self.register_buffer("coefficient_std", torch.ones(config.components))
         self.register_buffer("remainder_std", torch.ones(config.components))  # of what latents leave of coefficients
         self.register_buffer("latent_std", torch.ones(rows, self.channels))
-        # (2 kinds, K, groups): computed, not stored, so never on the meta device, where weights are still to come
-        starts = torch.zeros(2, 2, self.classes, self.max_groups + 1, dtype=torch.int64, device="cpu")
+        # computed, not stored, so never on the meta device, where weights are still to come
+        first_blocks = torch.zeros(2, self.max_groups + 1, self.classes, dtype=torch.int64, device="cpu")
+        first_rows = torch.zeros(2, self.max_groups + 1, dtype=torch.int64, device="cpu")
         for size in self.sizes:
-            at = int(size.is_key), size.class_index, size.coded + (not size.is_key)
-            starts[0][at], starts[1][at] = size.block, size.row
-        self.register_buffer("first_blocks", starts[0], persistent=False)
-        self.register_buffer("first_rows", starts[1], persistent=False)
+            at = int(size.is_key), size.coded + (not size.is_key)
+            first_blocks[at], first_rows[at] = torch.tensor(size.blocks, device="cpu"), size.row
+        self.register_buffer("first_blocks", first_blocks, persistent=False)
+        self.register_buffer("first_rows", first_rows, persistent=False)
         nn.init.orthogonal_(self.basis)
 
     def start_random(self) -> None:
@@ -120,7 +121,8 @@ class PatchTransform(nn.Module):
     def analyse(self, coefficients: Tensor, is_key: Tensor) -> tuple[Tensor, Tensor]:
         """coefficients (B, Tg, Hg, Wg, R) → structural (B, Tg, Hg, Wg, Zs) and layers of latents (B, Tg, Hg, Wg, Z).
 
-        Unit variance over the clips the directions were fit on; zeros in group 0 of a continuation clip.
+        Unit variance over all columns of the clips the directions were fit on, not of each class: a step of a latent is
+        the same step of pixels whatever the class. Zeros in group 0 of a continuation clip.
         """
         groups, height, width = coefficients.shape[1:4]
         with torch.autocast(coefficients.device.type, enabled=False):
@@ -128,10 +130,11 @@ class PatchTransform(nn.Module):
             columns = rearrange(coefficients.float() * weight, "b t h w r -> b (h w) (t r)")
             found = columns @ directions.transpose(1, 2)  # (B, P, K·Tg·C)
             found = rearrange(found, "b p (k t c) -> b p k t c", k=self.classes, t=groups)
-            held = (found * (std > 0)[:, None])[..., : self.structural_channels].square().sum(dim=(3, 4))  # (B, P, K)
+            used = (std > 0)[:, None, None]  # (B, 1, 1, Tg, C)
+            held = (found * used)[..., : self.structural_channels].square().sum(dim=(3, 4))  # (B, P, K)
             chosen = self.one_hot(held.argmax(dim=2), found)  # (B, P, K)
-            normal = torch.where(std > 0, 1 / std.clamp(min=1e-12), 0.0)
-            latents = (found * chosen[..., None, None] * normal[:, None]).sum(dim=2)  # (B, P, Tg, C)
+            normal = torch.where(std > 0, 1 / std.clamp(min=1e-12), 0.0)[:, None]  # (B, 1, Tg, C)
+            latents = (found * chosen[..., None, None]).sum(dim=2) * normal  # (B, P, Tg, C)
             latents = (
                 latents + self.class_slot(groups, latents) * (chosen @ self.class_values(latents))[..., None, None]
             )
@@ -145,8 +148,8 @@ class PatchTransform(nn.Module):
             directions, std, weight = self.tables(groups, is_key)
             chosen = self.chosen(structural)  # (B, P, K)
             normal = torch.cat([structural.float(), layers.float()], dim=-1)
-            normal = rearrange(normal, "b t h w c -> b (h w) 1 t c")
-            scaled = normal * chosen[..., None, None] * std[:, None]  # (B, P, K, Tg, C)
+            scaled = rearrange(normal * std[:, :, None, None], "b t h w c -> b (h w) 1 t c")
+            scaled = scaled * chosen[..., None, None]  # (B, P, K, Tg, C)
             columns = scaled.flatten(2) @ directions
             shape = {"t": groups, "h": height, "w": width}
             return rearrange(columns, "b (h w) (t r) -> b t h w r", **shape) / weight
@@ -173,12 +176,6 @@ class PatchTransform(nn.Module):
         channel = torch.arange(like.shape[-1], device=like.device) == self.structural_channels - 1
         return (last[:, None] & channel & (self.classes > 1)).to(like.dtype)
 
-    def scales(self, structural: Tensor, is_key: Tensor) -> Tensor:
-        """Standard deviation of every latent, (B, Tg, Hg, Wg, Zs + Z), by each column's class; see `Tables.std`."""
-        groups, height, width = structural.shape[1:4]
-        std = torch.einsum("bpk,bktc->bptc", self.chosen(structural), self.tables(groups, is_key).std)
-        return rearrange(std, "b (h w) t c -> b t h w c", h=height, w=width)
-
     def tables(self, groups: int, is_key: Tensor) -> Tables:
         """The tables of each clip, for clips of `groups` groups. Arithmetic on tensors only: exported graphs run it.
 
@@ -188,14 +185,15 @@ class PatchTransform(nn.Module):
             raise ValueError(f"there are directions for up to {self.max_groups} groups of frames, got {groups}")
         i = torch.arange(groups, device=is_key.device)
         this = (torch.arange(self.max_groups + 1, device=is_key.device) == groups).long()
-        block, row = ((table * this).sum(-1)[is_key.long()] for table in (self.first_blocks, self.first_rows))  # (B, K)
-        skipped = (~is_key).long()[:, None, None]  # groups that are not coded
-        at = i - skipped  # (B, 1, Tg)
+        block = (self.first_blocks * this[:, None]).sum(1)[is_key.long()]  # (B, K)
+        row = (self.first_rows * this).sum(1)[is_key.long()]  # (B,)
+        skipped = (~is_key).long()[:, None]  # groups that are not coded
+        at = i - skipped  # (B, Tg)
         coded = (i > 0) | is_key[:, None]  # (B, Tg)
-        both = (coded[:, :, None] & coded[:, None, :])[:, None]  # (B, 1, Tg, Tg)
-        blocks = block[..., None, None] + at[..., :, None] * (groups - skipped[..., None]) + at[..., None, :]
-        directions = self.directions[blocks * both] * both[..., None, None]  # (B, K, Tg, Tg, C, R)
-        std = self.latent_std[(row[..., None] + at) * coded[:, None]] * coded[:, None, :, None]  # (B, K, Tg, C)
+        both = coded[:, :, None] & coded[:, None, :]  # (B, Tg, Tg)
+        inside = (at[:, :, None] * (groups - skipped)[..., None] + at[:, None, :]) * both  # (B, Tg, Tg)
+        directions = self.directions[block[:, :, None, None] + inside[:, None]] * both[:, None, ..., None, None]
+        std = self.latent_std[row[:, None] + at * coded] * coded[..., None]  # (B, Tg, C)
         std = std * (1 - self.class_slot(groups, std))
         weight = torch.where((i == 0) & is_key[:, None], FIRST_GROUP**0.5, 1.0)[:, :, None, None, None]
         return Tables(rearrange(directions, "b k i j c r -> b (k i c) (j r)"), std, weight)

@@ -29,8 +29,10 @@ def left_by(columns: Tensor, fitted: Tensor, kept: int) -> float:
 def test_columns_of_two_kinds_part() -> None:
     columns, moving = still_and_moving()
     weights = torch.ones(len(columns))
-    fitted = class_covariances(columns, weights, classes=2, kept=8, groups=GROUPS)
-    alone = class_covariances(columns, weights, classes=1, kept=8, groups=GROUPS)
+    fitted, shares = class_covariances(columns, weights, classes=2, kept=8, groups=GROUPS)
+    alone, whole = class_covariances(columns, weights, classes=1, kept=8, groups=GROUPS)
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.5]), atol=0.05, rtol=0)
+    assert whole.tolist() == [1.0]
     assert alone.shape == (1, 40, 40) and torch.allclose(alone[0], covariance(columns, weights))
     assert left_by(columns, fitted, 8) < 0.25 * left_by(columns, alone, 8)
     held = [(columns @ torch.linalg.eigh(one)[1][:, -8:]).square().sum(1) for one in fitted]
@@ -72,4 +74,4 @@ def test_fewer_columns_than_classes_are_refused() -> None:
 
 
 def test_blank_columns_fit_without_dividing_by_nothing() -> None:
-    assert not class_covariances(torch.zeros(50, 40), torch.ones(50), classes=4, kept=8, groups=GROUPS).any()
+    assert not class_covariances(torch.zeros(50, 40), torch.ones(50), classes=4, kept=8, groups=GROUPS)[0].any()

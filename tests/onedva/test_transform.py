@@ -72,7 +72,7 @@ def test_what_is_lost_is_the_energy_outside(transform: PatchTransform, groups: i
     share = torch.ones(groups)
     share[0] = FIRST_GROUP if key else 0.0  # group 0 is one frame, four times
     lost, whole = ((share * part[0].square().sum(dim=(1, 2, 3))).sum() for part in (left, patches - transform.mean))
-    std = transform.scales(structural, kind)
+    std = transform.tables(groups, kind).std[:, :, None, None]
     kept = (std * torch.cat([structural, layers], dim=-1)).square().sum()
     torch.testing.assert_close(lost, whole - kept, atol=0, rtol=1e-4)
     sent = layers.flatten(1, 3)[:, anchors[0]]
@@ -119,7 +119,7 @@ def test_every_size_has_a_table_of_its_own(transform: PatchTransform) -> None:
                 assert torch.equal(first_values[of_class], first_values[0])
                 continue
             blocks += first_values[of_class][first_values[of_class] != 0].tolist()
-            rows += std[0, of_class, 0 if key else 1 :, 0].tolist()
+        rows += std[0, 0 if key else 1 :, 0].tolist()
     assert sorted(blocks) == list(range(1, len(transform.directions) + 1))
     assert sorted(rows) == list(range(1, len(transform.latent_std) + 1))
 
@@ -207,7 +207,7 @@ def test_previews_are_made_of_the_strongest_directions_of_columns(pca_model, vid
 
 
 def test_strong_directions_come_first_and_every_group_gets_some(pca_model, video: Tensor) -> None:
-    std = of(pca_model(video, classes=1)).tables(3, KEY).std[0, 0]  # (3, 16)
+    std = of(pca_model(video, classes=1)).tables(3, KEY).std[0]  # (3, 16)
     structural, layers = std[:, :6], std[:, 6:]
     assert structural.min() >= layers.max()
     assert layers[0].min() >= layers[1].max() and layers[1].min() >= layers[2].max()
