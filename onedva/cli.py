@@ -18,14 +18,18 @@ from onedva.commands.console import Terminal
 from onedva.commands.evaluation import evaluate
 from onedva.commands.failures import Verbs
 from onedva.commands.model_verbs import export
+from onedva.commands.odva import thin
 from onedva.commands.options import (
     Backend,
     Batch,
     Device,
     Force,
     Json,
+    KeyframeInterval,
     Lengths,
+    LowLatency,
     Model,
+    Quantiser,
     Quiet,
     Seed,
     Source,
@@ -75,10 +79,19 @@ def options(
 
 @app.command()
 def encode(
-    source: Source,
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .odva file to write.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A video file, or - for stdin.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The .odva file to write, or - for stdout.", show_default=False)
+    ],
     model: Model = "tiny",
     tokens: Tokens = "auto",
+    quantiser: Quantiser = 0.125,
+    keyframe_interval: KeyframeInterval = 8,
+    low_latency: LowLatency = False,
+    raw: Annotated[
+        str | None,
+        typer.Option("--raw", metavar="WxH@FPS", help="IN is a pipe of bare RGB frames, as in 640x360@30000/1001."),
+    ] = None,
     batch: Batch = 1,
     backend: Backend = "auto",
     device: Device = "cpu",
@@ -87,23 +100,36 @@ def encode(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Encode a video into latents."""
+    """Encode a video into latents.
+
+    From a pipe it reads y4m, nut and what else of video files needs no going back; results go to stderr where packets
+    go to stdout.
+    """
+    from onedva.commands.clip_streams import StreamChoice
     from onedva.commands.coding import CodecChoice, encode_file
 
     terminal = Terminal(quiet=quiet, as_json=json)
     choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
-    encode_file(source, target, choice=choice, tokens=tokens, batch=batch, force=force, terminal=terminal)
+    stream = StreamChoice(tokens=tokens, keyframe_interval=keyframe_interval, low_latency=low_latency, batch=batch)
+    encode_file(source, target, choice=choice, stream=stream, step=quantiser, raw=raw, force=force, terminal=terminal)
 
 
 @app.command()
 def decode(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An .odva file.", show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An .odva file, or - for stdin.", show_default=False)],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv, …", show_default=False)
+        Path,
+        typer.Argument(metavar="OUT", help="The video to write: .mp4, .mkv, …, or - for stdout.", show_default=False),
     ],
     model: Model = "tiny",
     steps: Steps = 1,
     seed: Seed = 0,
+    audio: Annotated[
+        Path | None, typer.Option("--audio", help="A file whose sound is copied as it is, such as the source.")
+    ] = None,
+    pipe: Annotated[
+        str, typer.Option("--pipe", help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB.")
+    ] = "y4m",
     backend: Backend = "auto",
     device: Device = "cpu",
     threads: Threads = None,
@@ -119,7 +145,17 @@ def decode(
 
     terminal = Terminal(quiet=quiet, as_json=json)
     choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
-    decode_file(source, target, choice=choice, steps=steps, seed=seed, force=force, terminal=terminal)
+    decode_file(
+        source,
+        target,
+        choice=choice,
+        steps=steps,
+        seed=seed,
+        audio=audio,
+        pipe=pipe,
+        force=force,
+        terminal=terminal,
+    )
 
 
 @app.command()
@@ -128,6 +164,9 @@ def reconstruct(
     target: Annotated[Path | None, typer.Argument(metavar="OUT", help="A video to write.", show_default=False)] = None,
     model: Model = "tiny",
     tokens: Tokens = "auto",
+    quantiser: Quantiser = 0.125,
+    keyframe_interval: KeyframeInterval = 8,
+    low_latency: LowLatency = False,
     steps: Steps = 1,
     seed: Seed = 0,
     picture: Annotated[
@@ -144,6 +183,7 @@ def reconstruct(
 
     PSNR and SSIM are taken in memory, before any video encoding.
     """
+    from onedva.commands.clip_streams import StreamChoice
     from onedva.commands.coding import CodecChoice
     from onedva.commands.reconstruct import reconstruct_file
 
@@ -153,7 +193,8 @@ def reconstruct(
         source,
         target,
         choice=choice,
-        tokens=tokens,
+        stream=StreamChoice(tokens=tokens, keyframe_interval=keyframe_interval, low_latency=low_latency),
+        step=quantiser,
         steps=steps,
         seed=seed,
         picture=picture,
@@ -170,20 +211,27 @@ def info(
     ] = None,
     model: Model = "tiny",
     backend: Backend = "auto",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="A PNG to write: bits and latents of an .odva file over time.")
+    ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Show what is installed, or what is in a file.
 
-    Versions, backends found (and why not), the bundle, its self-test and its parity report.
+    Versions, backends found (and why not), the bundle, its self-test and its parity report. Of an .odva file: bits,
+    rate, latents and kind of every clip, and what is damaged.
     """
     from onedva.commands.coding import CodecChoice
     from onedva.commands.info import show_install, show_path
 
     terminal = Terminal(quiet=True, as_json=json)
+    if path is None and plot is not None:
+        raise ValueError("--plot shows an .odva file, name one")
     if path is None:
         show_install(choice=CodecChoice(model=model, backend=backend), terminal=terminal)
     else:
-        show_path(path, terminal=terminal)
+        show_path(path, plot=plot, force=force, terminal=terminal)
 
 
 @app.command()
@@ -252,6 +300,7 @@ app.command()(train)
 app.command()(export)
 app.command("eval")(evaluate)
 app.command()(shard)
+app.command()(thin)
 app.command()(ablate)
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A bundle small enough to check by hand, with the names, types and files of a real one. Its encoder sends the mean
 colour of every 4x16x16 patch: rounded to quarters as the structural latent, the rest of it at the anchors as 1D
-latents. Its decode is that mean plus a tenth of the noise. So every promise of the runtime (padding, order, grouping,
-seeds, prefixes) shows in the pixels."""
+latents. Its decode is that mean plus a tenth of the noise, and a tenth of the context frame in a continuation clip. So
+every promise of the runtime (padding, order, grouping, seeds, prefixes, contexts, tiles) shows in the pixels."""
 
 from __future__ import annotations
 
@@ -116,7 +116,16 @@ velocity (float[B,3,T,H,W] noisy_video, float[B,Tg] t, float[B,Tg,Hg,Wg,3] conte
     tenth = Constant<value_floats=[0.1]>()
     least = Constant<value_floats=[0.02]>()
     part = Mul(noisy_video, tenth)
-    video = Add(preview, part)
+    nothing = Constant<value_floats=[0.0]>()
+    frame0 = Slice(part, zeroth, first, last)
+    time0 = Slice(t, zeroth, first, first)
+    is_given = Equal(time0, nothing)
+    given = Cast<to=1>(is_given)
+    to_video = Constant<value_ints=[2, 3, 4]>()
+    given_video = Unsqueeze(given, to_video)
+    from_context = Mul(frame0, given_video)
+    seen = Add(part, from_context)
+    video = Add(preview, seen)
     difference = Sub(noisy_video, video)
     time = Unsqueeze(t, last)
     block = Constant<value_ints=[1, 1, 4]>()
@@ -128,7 +137,9 @@ velocity (float[B,3,T,H,W] noisy_video, float[B,Tg] t, float[B,Tg,Hg,Wg,3] conte
     axes = Constant<value_ints=[1, 3, 4]>()
     column = Unsqueeze(real, axes)
     divisor = Max(column, least)
-    velocity = Div(difference, divisor)
+    moving = Div(difference, divisor)
+    still = Equal(column, nothing)
+    velocity = Where(still, nothing, moving)
 }
 """
 GRAPHS = {"encoder": (ENCODER, ("gain",)), "condition": (CONDITION, ("absent",)), "velocity": (VELOCITY, ())}
@@ -202,11 +213,20 @@ def preview_reference(structural: np.ndarray, latents: np.ndarray, anchors: np.n
 
 
 def decode_reference(
-    structural: np.ndarray, latents: np.ndarray, anchors: np.ndarray, *, noise: np.ndarray | None
+    structural: np.ndarray,
+    latents: np.ndarray,
+    anchors: np.ndarray,
+    *,
+    noise: np.ndarray | None,
+    context: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What one step decodes to, (T, H, W, 3) uint8; the preview without noise."""
+    """What one step decodes to, (T, H, W, 3) uint8; the preview without noise. context: (H, W, 3) uint8, frame 0 of a
+    continuation clip."""
     video = preview_reference(structural, latents, anchors)
     video = video if noise is None else video + np.float32(0.1) * noise
+    if context is not None:
+        given = context.transpose(2, 0, 1)[:, None] / np.float32(127.5) - np.float32(1)
+        video = np.concatenate([given, video[:, 1:] + np.float32(0.1) * given], axis=1)
     frames = np.clip(np.rint((video + 1) * 127.5), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(frames.transpose(1, 2, 3, 0))  # safetensors writes memory order, whatever the strides
 

@@ -3,21 +3,25 @@ grow with the video."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
 from onedva.commands.console import Terminal, check_output
+from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, owned, uneven
 from onedva.commands.tables import Table
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from onedva_runtime import Packet, VideoCodec
-    from onedva_runtime.video_io import VideoInfo
+    from onedva_runtime.container import Header
+    from onedva_runtime.quantiser import Quantiser
+    from onedva_runtime.video_io import VideoWriter
+    from onedva_runtime.video_pipe import PipeWriter
 
 __all__ = [
     "CodecChoice",
@@ -26,9 +30,10 @@ __all__ = [
     "codec_facts",
     "decode_file",
     "encode_file",
-    "encode_video",
     "spread",
 ]
+
+logger = logging.getLogger("onedva")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,36 +56,6 @@ class CodecChoice:
         return VideoCodec.from_pretrained(self.model, backend=self.backend, device=self.device, threads=self.threads)
 
 
-def encode_video(
-    codec: VideoCodec, source: Path, *, info: VideoInfo, tokens: str, batch: int = 1
-) -> Iterator[tuple[npt.NDArray[np.uint8], Packet]]:
-    """Read a video and encode it, `batch` clips at a time.
-
-    Yields each clip's frames (T, H, W, 3) uint8 with its packet, which carries the frames' numbers and time stamps.
-    Raises VideoError where the file turns out to be damaged.
-    """
-    from onedva_runtime.video_io import open_reader
-
-    first, shift = 0, 0
-    length = codec.clip_frames_for(height=info.height, width=info.width)
-    with open_reader(source, batch=length * batch) as reader:
-        for frames, timestamps in reader:
-            if first == 0:
-                shift = min(0, int(timestamps[0]))  # no file that we write has a place for times before zero
-            starts = range(0, len(frames), length)
-            packets = codec.encode_clips(
-                [frames[start : start + length] for start in starts],
-                tokens=tokens,
-                fps=float(info.fps),
-                first_frames=[first + start for start in starts],
-                batch_size=batch,
-            )
-            for start, packet in zip(starts, packets, strict=True):
-                ticks = timestamps[start : start + length] - shift
-                yield frames[start : start + length], replace(packet, timestamps=ticks, time_base=info.time_base)
-            first += len(frames)
-
-
 def codec_facts(codec: VideoCodec) -> dict[str, str]:
     """The model and backend in use, and why that backend, for a verb's result."""
     return {"model": codec.name, "backend": codec.backend_name, "backend_reason": codec.info()["backend_reason"]}
@@ -93,104 +68,157 @@ def check_tokens(text: str) -> None:
     parse_tokens(text)
 
 
-def as_stored(packet: Packet) -> Packet:
-    """The packet as a decoder finds it in an .odva file: structural and 1D latents rounded to 16 bits."""
-    import numpy as np
+def as_stored(packet: Packet, quantiser: Quantiser) -> tuple[Packet, int]:
+    """The packet as a decoder finds it in an .odva file, quantised, and how many bytes it takes there."""
+    from onedva_runtime.container_packet import encode_packet, join
+    from onedva_runtime.entropy_tables import TABLES
 
-    structural, latents = (
-        values.astype(np.float16).astype(np.float32) for values in (packet.structural, packet.latents)
-    )
-    return replace(packet, structural=structural, latents=latents)
+    return quantiser.apply(packet), len(join(encode_packet(packet, quantiser, TABLES)))
 
 
 def encode_file(
-    source: Path, target: Path, *, choice: CodecChoice, tokens: str, batch: int, force: bool, terminal: Terminal
+    source: Path,
+    target: Path,
+    *,
+    choice: CodecChoice,
+    stream: StreamChoice,
+    step: float,
+    raw: str | None,
+    force: bool,
+    terminal: Terminal,
 ) -> None:
-    """The verb `encode`: read `source`, write `target`, show what it took."""
-    check_output(target, force=force, source=source, suffixes=(".odva",))
-    check_tokens(tokens)
+    """The verb `encode`: read `source`, write `target`, show what it took. Either may be `-`."""
+    if not is_pipe(target):
+        check_output(target, force=force, source=source, suffixes=(".odva",))
+    check_tokens(stream.tokens)
     terminal.start_logging()
     from onedva_runtime.container import save_packets
-    from onedva_runtime.video_io import probe
+    from onedva_runtime.pipeline import Pipeline
 
-    info = probe(source)
-    codec = choice.open()
     start = time.perf_counter()
-    packets: list[tuple[int, int]] = []  # frames and latents of each
-    with terminal.progress("encode", total=info.frames) as advance:
+    coded: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
+    with (
+        data_out(wanted=is_pipe(target)) as stdout,
+        ExitStack() as opened,
+        Pipeline() as pipeline,
+    ):
+        reader = opened.enter_context(open_source(source, raw=raw, batch=stream.batch_frames))
+        info, codec = reader.info, choice.open()
+        quantiser = codec.quantiser(step=step)
+        # The stage closes what it reads: nobody else may while it waits for the next byte of a pipe.
+        read = owned(reader, opened.pop_all())
+        batches = pipeline.stage("read", read, may_stall=is_pipe(source))
+        clips = pipeline.stage("encode", encoded_clips(codec, batches, info=info, choice=stream))
+        with terminal.progress("encode", total=info.frames) as advance:
 
-        def encoded() -> Iterator[Packet]:
-            for _, packet in encode_video(codec, source, info=info, tokens=tokens, batch=batch):
-                yield packet
-                packets.append((packet.frames, packet.tokens))
-                advance(packet.frames)
+            def packets() -> Iterator[Packet]:
+                for clip in clips:
+                    yield from clip
+                    coded.append((clip[0].frames, sum(packet.tokens for packet in clip), clip[0].is_key))
+                    advance(clip[0].frames)
 
-        size = save_packets(target, encoded(), fps=info.fps, colour=str(info.colour), overwrite=force)
-    seconds = time.perf_counter() - start
-    frames = sum(count for count, _ in packets)
-    document = {
-        "source": str(source),
-        "target": str(target),
-        **codec_facts(codec),
-        "width": info.width,
-        "height": info.height,
-        "frames": frames,
-        "fps": float(info.fps),
-        "clips": len(packets),
-        "tokens": [count for _, count in packets],
-        "source_bytes": source.stat().st_size,
-        "bytes": size,
-        "bits_per_pixel": 8 * size / (frames * info.width * info.height),
-        "seconds": seconds,
-    }
-    terminal.show(document, [_coded_table("encode", document)])
+            options = {"quantiser": quantiser, "fps": info.fps, "colour": str(info.colour)}
+            size = save_packets(stdout or target, packets(), **options, overwrite=force)
+        seconds = time.perf_counter() - start
+        frames = sum(count for count, _, _ in coded)
+        document = {
+            "source": str(source),
+            "target": str(target),
+            **codec_facts(codec),
+            "width": info.width,
+            "height": info.height,
+            "frames": frames,
+            "fps": float(info.fps),
+            "clips": len(coded),
+            "key_clips": sum(is_key for _, _, is_key in coded),
+            "tokens": [count for _, count, _ in coded],
+            "source_bytes": None if is_pipe(source) else source.stat().st_size,
+            "bytes": size,
+            "bits_per_pixel": 8 * size / (frames * info.width * info.height),
+            "kbps": 8e-3 * size * float(info.fps) / frames,
+            "seconds": seconds,
+        }
+        terminal.show(document, [_coded_table("encode", document)])
 
 
 def decode_file(
-    source: Path, target: Path, *, choice: CodecChoice, steps: int, seed: int, force: bool, terminal: Terminal
+    source: Path,
+    target: Path,
+    *,
+    choice: CodecChoice,
+    steps: int,
+    seed: int,
+    audio: Path | None,
+    pipe: str,
+    force: bool,
+    terminal: Terminal,
 ) -> None:
-    """The verb `decode`: read `source`, write a video of its size, frame count, rate and time stamps."""
+    """The verb `decode`: read `source`, write a video of its size, frame count, rate and time stamps. Either may be
+    `-`."""
     from onedva_runtime.container import open_packets
-    from onedva_runtime.video_write import CONTAINERS, VideoWriter
+    from onedva_runtime.pipeline import Pipeline
 
-    check_output(target, force=force, source=source, suffixes=tuple(CONTAINERS))
+    check_video_target(source, target, audio=audio, force=force)
     terminal.start_logging()
-
-    with open_packets(source) as packets:
-        header = packets.header
-        codec = choice.open()
+    with (
+        data_out(wanted=is_pipe(target)) as stdout,
+        open_packets(opened_data(source)) as reader,
+        Pipeline() as pipeline,
+    ):
+        header, codec = reader.header, choice.open()
         start = time.perf_counter()
-        written: list[tuple[int, int]] = []  # frames and latents of each clip
+        written: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
+        packets = pipeline.stage("read", reader, may_stall=is_pipe(source))
+        clips = pipeline.stage("decode", decoded_clips(codec, packets, steps=steps, seed=seed))
         with (
-            VideoWriter(
-                target,
-                width=header.width,
-                height=header.height,
-                fps=header.fps,
-                time_base=header.time_base,
-                overwrite=force,
-            ) as writer,
+            open_target(stdout or target, header=header, audio=audio, pipe=pipe, force=force) as writer,
             terminal.progress("decode", total=None) as advance,
         ):
-            for packet in packets:
-                writer.write(codec.decode_clip(packet, num_steps=steps, seed=seed), packet.timestamps)
-                written.append((packet.frames, packet.tokens))
-                advance(packet.frames)
-    document = {
-        "source": str(source),
-        "target": str(target),
-        **codec_facts(codec),
-        "width": header.width,
-        "height": header.height,
-        "frames": sum(count for count, _ in written),
-        "fps": float(header.fps),
-        "clips": len(written),
-        "tokens": [count for _, count in written],
-        "steps": steps,
-        "seed": seed,
-        "seconds": time.perf_counter() - start,
-    }
-    terminal.show(document, [_coded_table("decode", document)])
+            for frames, report in clips:
+                if stdout is not None and pipe != "nut" and uneven(report.timestamps, header):
+                    logger.warning("frames are unevenly spaced in time, which %s cannot say: --pipe nut can", pipe)
+                writer.write(frames, report.timestamps)
+                written.append((report.frames, report.tokens, report.is_key))
+                advance(report.frames)
+        document = {
+            "source": str(source),
+            "target": str(target),
+            **codec_facts(codec),
+            "width": header.width,
+            "height": header.height,
+            "frames": sum(count for count, _, _ in written),
+            "fps": float(header.fps),
+            "clips": len(written),
+            "key_clips": sum(is_key for _, _, is_key in written),
+            "tokens": [count for _, count, _ in written],
+            "steps": steps,
+            "seed": seed,
+            "seconds": time.perf_counter() - start,
+        }
+        terminal.show(document, [_coded_table("decode", document)])
+
+
+def check_video_target(source: Path, target: Path, *, audio: Path | None, force: bool) -> None:
+    """Refuse what cannot be written before any work. Raises as `check_output` does."""
+    from onedva_runtime.video_write import CONTAINERS
+
+    if not is_pipe(target):
+        check_output(target, force=force, source=source, suffixes=tuple(CONTAINERS))
+    elif audio is not None:
+        raise ValueError("--audio needs a file to write: a pipe carries pictures only")
+
+
+def open_target(
+    target: Path | BinaryIO, *, header: Header, audio: Path | None, pipe: str, force: bool
+) -> VideoWriter | PipeWriter:
+    """The file or pipe that a decoded video goes to. Raises VideoError, ValueError."""
+    from onedva_runtime.video_pipe import PipeWriter
+    from onedva_runtime.video_write import VideoWriter
+
+    width, height, fps, base = header.width, header.height, header.fps, header.time_base
+    if isinstance(target, Path):
+        return VideoWriter(target, width=width, height=height, fps=fps, time_base=base, overwrite=force, audio=audio)
+    return PipeWriter(target, width=width, height=height, fps=fps, time_base=base, kind=pipe)
 
 
 def spread(tokens: Sequence[int]) -> str:
@@ -209,6 +237,7 @@ def _coded_table(verb: str, document: dict[str, Any]) -> Table:
         ["latents per clip", f"{spread(document['tokens'])} ({document['clips']} clips)"],
     ]
     if "bytes" in document:
-        rows.append(["size", f"{document['bytes']:,} bytes, {document['bits_per_pixel']:.4f} bits per pixel"])
+        rate = f"{document['kbps']:.1f} kbit/s, {document['bits_per_pixel']:.4f} bits per pixel"
+        rows.append(["size", f"{document['bytes']:,} bytes, {rate}"])
     rows.append(["time", f"{seconds:.2f} s, {document['frames'] / max(seconds, 1e-9):.1f} frames per second"])
     return Table(title=f"onedva {verb}", columns=["", ""], rows=rows, text=True)

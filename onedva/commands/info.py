@@ -10,8 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from onedva.commands.coding import CodecChoice, spread
+from onedva.commands.coding import CodecChoice
 from onedva.commands.console import Terminal
+from onedva.commands.odva import show_odva
 from onedva.commands.provenance import installed, machine
 from onedva.commands.tables import Table
 from onedva_runtime.errors import OneDVAError
@@ -77,39 +78,24 @@ def show_install(*, choice: CodecChoice, terminal: Terminal) -> None:
         raise OneDVAError(document["problem"])
 
 
-def show_path(path: Path, *, terminal: Terminal) -> None:
-    """The verb `info` with a path: a bundle folder, an .odva file, or a video."""
+def show_path(path: Path, *, plot: Path | None, force: bool, terminal: Terminal) -> None:
+    """The verb `info` with a path: a bundle folder, an .odva file, or a video. plot: a PNG, of an .odva file only."""
     terminal.start_logging()
+    if path.suffix.lower() == ".odva" and not path.is_dir():
+        show_odva(path, plot=plot, force=force, terminal=terminal)
+        return
+    if plot is not None:
+        raise ValueError(f"--plot shows an .odva file, got {path}")
     if path.is_dir():
         codec = CodecChoice(model=str(path)).open()
         document = {"kind": "bundle", **codec.info(), "selftest": [_finite(case) for case in codec.selftest()]}
         tables = [_pairs(str(path), {**document, "selftest": None}), _selftest(document["selftest"])]
-    elif path.suffix.lower() == ".odva":
-        document = {"kind": "odva", **_coded(path)}
-        tables = [_pairs(str(path), {**document, "tokens": spread(document["tokens"])})]
     else:
         from onedva_runtime.video_io import probe
 
         document = {"kind": "video", **_plain(dataclasses.asdict(probe(path)))}
         tables = [_pairs(str(path), document)]
     terminal.show(document, tables)
-
-
-def _coded(path: Path) -> dict[str, Any]:
-    """What is in an .odva file; every packet is read and checked."""
-    from onedva_runtime.container import open_packets
-
-    with open_packets(path) as reader:
-        packets = [(packet.frames, packet.tokens) for packet in reader]
-    frames, size = sum(count for count, _ in packets), path.stat().st_size
-    return {
-        **_plain(dataclasses.asdict(reader.header)),
-        "frames": frames,
-        "clips": len(packets),
-        "tokens": [tokens for _, tokens in packets],
-        "bytes": size,
-        "bits_per_pixel": 8 * size / (frames * reader.header.width * reader.header.height),
-    }
 
 
 def _selftest(cases: Sequence[Mapping[str, Any]]) -> Table:

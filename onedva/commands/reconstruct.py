@@ -5,12 +5,15 @@ PSNR and SSIM are taken between the source's frames and the decoder's, before an
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onedva.commands.coding import CodecChoice, as_stored, check_tokens, codec_facts, encode_video, spread
+from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
+from onedva.commands.coding import CodecChoice, as_stored, check_tokens, codec_facts, spread
 from onedva.commands.console import Terminal, check_output, write_whole
 from onedva.commands.fidelity import PSNR_CAP, Fidelity
 from onedva.commands.plots import Shown, require_plot, side_by_side_png, steps_text
@@ -19,6 +22,8 @@ from onedva.commands.tables import Table
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from onedva_runtime import Packet
 
 __all__ = ["Album", "reconstruct_file"]
 
@@ -63,12 +68,43 @@ class Album:
         ]
 
 
+@dataclass
+class Sources:
+    """The source's frames from where they are encoded to where they are compared, in bounded memory: one thread passes
+    them through, another takes them once their clip has come by."""
+
+    held: deque[npt.NDArray[np.uint8]] = field(default_factory=deque)
+    """Batches (n, H, W, 3) that were not taken yet."""
+
+    def passed(
+        self, batches: Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
+    ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+        """The same batches of frames and times; frames are kept."""
+        for frames, timestamps in batches:
+            self.held.append(frames)
+            yield frames, timestamps
+
+    def take(self, count: int) -> npt.NDArray[np.uint8]:
+        """The next `count` frames, which have passed."""
+        import numpy as np
+
+        parts: list[npt.NDArray[np.uint8]] = []
+        while count:
+            frames = self.held.popleft()
+            parts.append(frames[:count])
+            if len(frames) > count:
+                self.held.appendleft(frames[count:])
+            count -= len(parts[-1])
+        return np.concatenate(parts)
+
+
 def reconstruct_file(
     source: Path,
     target: Path | None,
     *,
     choice: CodecChoice,
-    tokens: str,
+    stream: StreamChoice,
+    step: float,
     steps: int,
     seed: int,
     picture: Path | None,
@@ -76,7 +112,8 @@ def reconstruct_file(
     terminal: Terminal,
 ) -> None:
     """The verb `reconstruct`: measure, and write the video and the picture that were asked for."""
-    from onedva_runtime.video_io import VideoWriter, probe
+    from onedva_runtime.pipeline import Pipeline
+    from onedva_runtime.video_io import VideoWriter, open_reader
     from onedva_runtime.video_write import CONTAINERS
 
     if target is not None:
@@ -84,16 +121,25 @@ def reconstruct_file(
     if picture is not None:
         require_plot()
         check_output(picture, force=force, source=source, suffixes=(".png",))
-    check_tokens(tokens)
+    check_tokens(stream.tokens)
     terminal.start_logging()
 
-    info = probe(source)
-    codec = choice.open()
-    fidelity, album = Fidelity(), Album()
+    fidelity, album, sources = Fidelity(), Album(), Sources()
     lengths: list[int] = []
-    bits = 0
+    sizes: list[int] = []
     begun = time.perf_counter()
     with ExitStack() as stack:
+        reader = stack.enter_context(open_reader(source))
+        info, codec = reader.info, choice.open()
+        quantiser = codec.quantiser(step=step)
+
+        def stored(clips: Iterable[list[Packet]]) -> Iterator[Packet]:
+            for clip in clips:
+                for packet in clip:
+                    kept, size = as_stored(packet, quantiser)
+                    sizes.append(size)
+                    yield kept
+
         writer = None
         if target is not None:
             writer = stack.enter_context(
@@ -107,16 +153,21 @@ def reconstruct_file(
                 )
             )
         advance = stack.enter_context(terminal.progress("reconstruct", total=info.frames))
-        for frames, packet in encode_video(codec, source, info=info, tokens=tokens):
-            out = codec.decode_clip(as_stored(packet), num_steps=steps, seed=seed)
+        pipeline = stack.enter_context(Pipeline())
+        batches = pipeline.stage("read", reader)
+        packets = pipeline.stage(
+            "encode", stored(encoded_clips(codec, sources.passed(batches), info=info, choice=stream))
+        )
+        for out, report in pipeline.stage("decode", decoded_clips(codec, packets, steps=steps, seed=seed)):
+            frames = sources.take(len(out))
             fidelity.add(frames, out)
-            lengths.append(packet.tokens)
-            bits += 16 * (packet.structural.size + packet.latents.size) + 32 * packet.anchors.size
+            lengths.append(report.tokens)
             if picture is not None:
-                album.add(packet.first_frame, frames, out)
+                album.add(report.first_frame, frames, out)
             if writer is not None:
-                writer.write(out, packet.timestamps)
+                writer.write(out, report.timestamps)
             advance(len(frames))
+    bits = 8 * sum(sizes)
     count = sum(fidelity.frames_of_clips)
     seconds = time.perf_counter() - begun
     document = {

@@ -9,7 +9,8 @@ may be shared by any number of threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,25 +18,26 @@ import numpy.typing as npt
 
 from onedva_runtime.backends import Backend, open_backend
 from onedva_runtime.bundle import Bundle, Manifest, find, read_bundle
+from onedva_runtime.clip_coding import Engine, decode_packets, encode_clips
+from onedva_runtime.clipper import KEYFRAME_INTERVAL, Clip, Clipper
 from onedva_runtime.errors import BackendError
-from onedva_runtime.graphs import OnTiming, decode_batch, encode_batch, timed
-from onedva_runtime.packet import FRAME_NUMBERS, Packet, padded_grid
+from onedva_runtime.graphs import OnTiming
+from onedva_runtime.packet import FRAME_NUMBERS, Packet
 from onedva_runtime.prepare import (
-    Decibels,
-    check_clip,
+    check_deadline,
     check_fps,
     check_frames,
     check_integer,
-    check_packet,
+    check_timestamps,
     clip_frames_for,
-    grouped,
-    pad_clip,
     parse_tokens,
-    place_latents,
-    shortest_prefix,
 )
+from onedva_runtime.quantiser import DEFAULT_STEP, Quantiser, quantiser_of
 from onedva_runtime.selftest import run_golden
-from onedva_runtime.streams import StreamDecoder, StreamEncoder
+from onedva_runtime.stream_decoder import Conceal, StreamDecoder
+from onedva_runtime.stream_encoder import StreamEncoder
+from onedva_runtime.stream_report import StreamReport
+from onedva_runtime.whole_frames import decode_video, encode_whole
 
 if TYPE_CHECKING:
     from onedva_runtime.limits import Limits
@@ -59,7 +61,7 @@ class VideoCodec:
     ) -> None:
         """See `from_pretrained`, which checks the bundle and opens the backend. reason: why this backend."""
         self._bundle, self._backend, self._reason = bundle, backend, reason
-        self._limits, self._on_timing = limits, on_timing
+        self._engine = Engine(bundle.manifest, backend, limits, on_timing)
 
     @classmethod
     def from_pretrained(
@@ -142,21 +144,40 @@ class VideoCodec:
             "parity": self.manifest.parity,
         }
 
+    def quantiser(self, *, step: float = DEFAULT_STEP) -> Quantiser:
+        """How `save_packets` rounds this model's latents.
+
+        step: in units of the transform, from 1/1024 to 1024; the default costs about 0.1 dB at 256 latents. Raises
+        ValueError, and BundleError for a broken checkpoint.
+        """
+        return quantiser_of(self._bundle, step=step)
+
     def selftest(self) -> list[dict[str, Any]]:
         """Run every golden case of the bundle on this backend: name, passed, psnr_db, max_error of each."""
         return run_golden(self._bundle, self._backend)
 
     def encode_clip(
-        self, frames: Frames, *, tokens: int | str = "auto", fps: float = 24.0, first_frame: int = 0
+        self,
+        frames: Frames,
+        *,
+        tokens: int | str = "auto",
+        fps: float = 24.0,
+        first_frame: int = 0,
+        context_frame: Frames | None = None,
     ) -> Packet:
         """Encode one clip.
 
         frames: (T, H, W, 3) uint8 RGB, T from 1 to the bundle's clip length, any size: padded in time by the last frame
         and in space by the edge. tokens: "auto" (by the clip's detail), a count (rounded up to a multiple of 16 and
         capped at what the clip and the model hold; 0 is allowed), or "35dB" (the shortest predicted to reach it). fps:
-        frames per second. first_frame: number of the clip's first frame in its video. Raises TypeError or ValueError.
+        frames per second. first_frame: number of the clip's first frame in its video. context_frame: the source's frame
+        before the clip (H, W, 3) makes it a continuation clip, of one frame less at most. Raises TypeError or
+        ValueError.
         """
-        return self.encode_clips([frames], tokens=tokens, fps=fps, first_frames=[first_frame])[0]
+        contexts = [context_frame]
+        return self.encode_clips([frames], tokens=tokens, fps=fps, first_frames=[first_frame], context_frames=contexts)[
+            0
+        ]
 
     def encode_clips(
         self,
@@ -166,129 +187,200 @@ class VideoCodec:
         max_tokens: int | None = None,
         fps: float = 24.0,
         first_frames: Sequence[int] | None = None,
+        context_frames: Sequence[Frames | None] | None = None,
         batch_size: int = 8,
     ) -> list[Packet]:
-        """Encode clips of any sizes and lengths, in batches of those that share both and the number of latents.
+        """Encode clips of any sizes, lengths and kinds, in batches of those that share size, length and number of
+        latents.
 
-        As `encode_clip`; max_tokens: no clip gets more. first_frames: one per clip, zeros by default. batch_size:
-        most clips per run. Packets come in the order of the clips. A clip's values depend on its batch in their last
-        bits only: within 1e-3 of those that `encode_clip` gives.
+        As `encode_clip`; max_tokens: no clip gets more. first_frames, context_frames: one per clip, zeros and None by
+        default. batch_size: most clips per run. Packets come in the order of the clips. A clip's values depend on its
+        batch in their last bits only: within 1e-3 of those that `encode_clip` gives.
         """
-        rate, budget = check_fps(fps), parse_tokens(tokens)
-        size = check_integer("batch_size", batch_size, 1, 2**16)
-        limit = self.max_tokens if max_tokens is None else check_integer("max_tokens", max_tokens, 0, 2**31)
-        firsts = [0] * len(clips) if first_frames is None else list(first_frames)
-        if len(firsts) != len(clips):
-            raise ValueError(f"first_frames must have one number per clip, got {len(firsts)} for {len(clips)}")
-        firsts = [check_integer("first_frame", first, 0, FRAME_NUMBERS - self.clip_frames) for first in firsts]
-        for clip in clips:
-            check_clip(clip, self.manifest)
-        with timed(self._on_timing, "place"):
-            anchors = [place_latents(clip, budget, limit, self.manifest) for clip in clips]
-        packets: dict[int, Packet] = {}
-        keys = [(len(places), *padded_grid(*clip.shape[:3])) for places, clip in zip(anchors, clips, strict=True)]
-        for batch in grouped(keys, size):
-            padded = np.stack([pad_clip(clips[i]) for i in batch])
-            places = np.stack([anchors[i] for i in batch])
-            outputs = encode_batch(self._backend, padded, places, [rate] * len(batch), on_timing=self._on_timing)
-            for row, i in enumerate(batch):
-                structural, latents, error = (output[row].copy() for output in outputs)
-                packet = Packet(
-                    structural=structural,
-                    latents=latents,
-                    anchors=anchors[i],
-                    frames=clips[i].shape[0],
-                    height=clips[i].shape[1],
-                    width=clips[i].shape[2],
-                    fps=rate,
-                    first_frame=firsts[i],
-                    predicted_error=error,
-                    model=self.manifest.model.fingerprint,
-                )
-                if isinstance(budget, Decibels) and packet.tokens:
-                    packet = packet.thin(shortest_prefix(error, budget, self.manifest.lengths.length_multiple))
-                packets[i] = packet
-        return [packets[i] for i in range(len(clips))]
+        firsts = _one_per_clip("first_frames", first_frames, len(clips), 0)
+        contexts = _one_per_clip("context_frames", context_frames, len(clips), None)
+        for first in firsts:
+            check_integer("first_frame", first, 0, FRAME_NUMBERS - self.clip_frames)
+        return encode_clips(
+            self._engine,
+            [
+                Clip(frames=frames, first_frame=int(first), context_frame=context)
+                for frames, first, context in zip(clips, firsts, contexts, strict=True)
+            ],
+            budget=parse_tokens(tokens),
+            limit=self._token_limit(max_tokens),
+            fps=check_fps(fps),
+            batch_size=check_integer("batch_size", batch_size, 1, 2**16),
+        )
 
     def encode(
-        self, frames: Frames, *, tokens: int | str = "auto", fps: float = 24.0, batch_size: int = 1
+        self,
+        frames: Frames,
+        *,
+        tokens: int | str = "auto",
+        fps: float = 24.0,
+        keyframe_interval: int = KEYFRAME_INTERVAL,
+        cuts: bool = True,
+        timestamps: npt.NDArray[np.int64] | None = None,
+        time_base: Fraction | None = None,
+        batch_size: int = 1,
     ) -> list[Packet]:
-        """Encode a video of any number of frames ≥ 1 as key clips of `clip_frames_for` its size; the last one may be
-        shorter. As `encode_clips`."""
-        _, height, width, _ = check_frames(frames).shape
-        length = self.clip_frames_for(height=height, width=width)
-        starts = range(0, len(frames), length)
-        clips = [frames[start : start + length] for start in starts]
-        return self.encode_clips(clips, tokens=tokens, fps=fps, first_frames=starts, batch_size=batch_size)
+        """Encode a video of any number of frames ≥ 1 and any size: large frames become tiles, a packet each, and a
+        count of `tokens` is for each of them.
 
-    def decode_clip(self, packet: Packet, *, num_steps: int = 1, seed: int = 0) -> Frames:
+        keyframe_interval: clips from one key clip to the next; between them stand continuation clips, which go on from
+        the frame before. 1: key clips only; 0: none but the first and those at cuts. cuts: end a clip where a scene
+        ends, and begin the next with a key clip. timestamps: presentation time of each frame (T,) int64, rising, in
+        ticks of `time_base` seconds. The rest as `encode_clips`.
+        """
+        check_frames(frames)
+        clipper = Clipper(
+            clip_frames=self.clip_frames,
+            keyframe_interval=check_integer("keyframe_interval", keyframe_interval, 0, 2**31),
+            cuts=cuts,
+        )
+        clips = clipper.push(frames, check_timestamps(timestamps, len(frames), time_base)) + clipper.flush()
+        coded = encode_whole(
+            self._engine,
+            clips,
+            clip_frames=self.clip_frames,
+            budget=parse_tokens(tokens),
+            limit=self.max_tokens,
+            fps=check_fps(fps),
+            time_base=time_base,
+            batch_size=check_integer("batch_size", batch_size, 1, 2**16),
+        )
+        return [packet for packets in coded for packet in packets]
+
+    def decode_clip(
+        self, packet: Packet, *, num_steps: int = 1, seed: int = 0, context_frame: Frames | None = None
+    ) -> Frames:
         """Decode one packet to frames (T, H, W, 3) uint8 RGB, as many and as large as were encoded.
 
         num_steps: Euler steps, 0 (the preview, no noise) to the manifest's max_steps. seed: 0 to 2**64 - 1; with the
-        frames' numbers in their video it decides the noise. Raises PacketError for a packet that is inconsistent, too
-        large for the bundle or the limits, or of another model; TypeError or ValueError for the rest.
+        frames' numbers in their video it decides the noise. context_frame: the frame (H, W, 3) decoded before a
+        continuation clip, which needs it but for a preview. Raises PacketError for a packet that is inconsistent, too
+        large for the bundle or the limits, of another model, or a continuation without its context; TypeError or
+        ValueError for the rest.
         """
-        return self.decode_clips([packet], num_steps=num_steps, seed=seed)[0]
+        return self.decode_clips([packet], num_steps=num_steps, seed=seed, context_frames=[context_frame])[0]
 
     def decode_clips(
-        self, packets: Sequence[Packet], *, num_steps: int = 1, seed: int = 0, batch_size: int = 8
+        self,
+        packets: Sequence[Packet],
+        *,
+        num_steps: int = 1,
+        seed: int = 0,
+        context_frames: Sequence[Frames | None] | None = None,
+        batch_size: int = 8,
     ) -> list[Frames]:
         """Decode packets of any sizes in batches of those that share size, length and number of latents.
 
-        As `decode_clip`; batch_size: most packets per run. Clips come in the order of the packets; a pixel differs from
-        what `decode_clip` gives by one level at most, where rounding falls the other way.
+        As `decode_clip`; context_frames: one per packet, None by default; batch_size: most packets per run. Clips come
+        in the order of the packets; a pixel differs from what `decode_clip` gives by one level at most, where rounding
+        falls the other way.
         """
-        steps = check_integer("num_steps", num_steps, 0, self.manifest.sampler.max_steps)
-        noise_seed = check_integer("seed", seed, 0, 2**64 - 1)
+        contexts = _one_per_clip("context_frames", context_frames, len(packets), None)
+        steps, noise_seed = self._check_decode(num_steps, seed)
         size = check_integer("batch_size", batch_size, 1, 2**16)
-        if steps == 0 and not self.manifest.model.preview:
-            raise ValueError(f"num_steps must be at least 1: {self.name} has no preview")
-        for packet in packets:
-            check_packet(packet, self.manifest, self._limits)
-        clips: dict[int, Frames] = {}
-        for batch in grouped([(packet.tokens, *packet.grid) for packet in packets], size):
-            chosen = [packets[i] for i in batch]
-            decoded = decode_batch(
-                self._backend,
-                np.stack([packet.structural for packet in chosen]),
-                np.stack([packet.latents for packet in chosen]),
-                np.stack([packet.anchors for packet in chosen]),
-                [packet.fps for packet in chosen],
-                [packet.first_frame for packet in chosen],
-                sampler=self.manifest.sampler,
-                num_steps=steps,
-                seed=noise_seed,
-                on_timing=self._on_timing,
-            )
-            for row, i in enumerate(batch):
-                clips[i] = decoded[row, : packets[i].frames, : packets[i].height, : packets[i].width].copy()
-        return [clips[i] for i in range(len(packets))]
+        return decode_packets(self._engine, packets, contexts, num_steps=steps, seed=noise_seed, batch_size=size)
 
     def decode(self, packets: Iterable[Packet], *, num_steps: int = 1, seed: int = 0, batch_size: int = 1) -> Frames:
-        """Decode the packets of one video to frames (T, H, W, 3), T the sum of their frames. As `decode_clips`.
+        """Decode the packets of one video, from a key clip on, to frames (T, H, W, 3), T the sum of their frames.
 
-        Raises ValueError for no packets or packets of several sizes.
+        As `decode_clips`; batch_size: most packets per run, from as many key clips on at once. Raises ValueError for no
+        packets or packets of several frame sizes, PacketError where a clip or a tile of one is missing.
         """
-        listed = list(packets)
-        sizes = {(packet.width, packet.height) for packet in listed}
-        if len(sizes) != 1:
-            got = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)) or "no packets"
-            raise ValueError(f"decode wants packets of one frame size, got {got}; decode_clips takes any")
-        return np.concatenate(self.decode_clips(listed, num_steps=num_steps, seed=seed, batch_size=batch_size))
+        steps, noise_seed = self._check_decode(num_steps, seed)
+        size = check_integer("batch_size", batch_size, 1, 2**16)
+        return decode_video(self._engine, packets, num_steps=steps, seed=noise_seed, batch_size=size)
 
     def open_encoder(
-        self, *, fps: float = 24.0, tokens: int | str = "auto", max_tokens: int | None = None
+        self,
+        *,
+        fps: float = 24.0,
+        tokens: int | str = "auto",
+        max_tokens: int | None = None,
+        keyframe_interval: int = KEYFRAME_INTERVAL,
+        cuts: bool = True,
+        clip_frames: int | None = None,
+        time_base: Fraction | None = None,
+        batch_size: int = 1,
+        deadline_ms: float | None = None,
+        on_report: Callable[[StreamReport], None] | None = None,
     ) -> StreamEncoder:
-        """A stream of frames to packets: `push` batches of any size, `flush` at the end. Options as `encode_clips`."""
-        check_fps(fps)  # here, not at the first full clip
-        parse_tokens(tokens)
-        if max_tokens is not None:
-            check_integer("max_tokens", max_tokens, 0, 2**31)
-        return StreamEncoder(self, fps=fps, tokens=tokens, max_tokens=max_tokens)
+        """A stream of frames to packets: `push` batches of any size, `flush` at the end. See docs/streams.md.
 
-    def open_decoder(self, *, num_steps: int = 1, seed: int = 0) -> StreamDecoder:
-        """A stream of packets to frames: `push` each packet, `flush` at the end. num_steps from 1: a preview cannot see
-        the frame that a continuation clip goes on from. Options as `decode_clip`."""
+        clip_frames: of a full clip, 1 + 4n up to the bundle's; 5 is the low-latency mode. time_base: seconds per tick
+        of the time stamps that are pushed. batch_size: clips that wait for each other, to be coded in one run.
+        deadline_ms: what coding one clip may take; where it took longer, clips get fewer latents. on_report: called
+        with a `StreamReport` of every clip. The rest as `encode` and `encode_clips`.
+        """
+        length = (
+            self.clip_frames if clip_frames is None else check_integer("clip_frames", clip_frames, 1, self.clip_frames)
+        )
+        if length % 4 != 1:
+            raise ValueError(f"clip_frames must be 1 + 4n, up to {self.clip_frames}, got {length}")
+        check_timestamps(None, 0, time_base)
+        return StreamEncoder(
+            self._engine,
+            clipper=Clipper(
+                clip_frames=length,
+                keyframe_interval=check_integer("keyframe_interval", keyframe_interval, 0, 2**31),
+                cuts=cuts,
+            ),
+            clip_frames=length,
+            fps=check_fps(fps),
+            budget=parse_tokens(tokens),
+            limit=self._token_limit(max_tokens),
+            time_base=time_base,
+            batch_size=check_integer("batch_size", batch_size, 1, 2**16),
+            deadline_s=check_deadline(deadline_ms),
+            on_report=on_report,
+        )
+
+    def open_decoder(
+        self,
+        *,
+        num_steps: int = 1,
+        seed: int = 0,
+        conceal: Conceal = "hold",
+        deadline_ms: float | None = None,
+        on_report: Callable[[StreamReport], None] | None = None,
+    ) -> StreamDecoder:
+        """A stream of packets to frames: `push` each packet, `flush` at the end. See docs/streams.md.
+
+        num_steps from 1: a preview cannot see the frame that a continuation clip goes on from. conceal: what is shown
+        for lost packets: "hold" repeats the last frame until the next key clip, "continue" for the lost frames only and
+        then goes on from it, "raise" raises PacketError. deadline_ms: what decoding one clip may take; where it takes
+        longer, clips get fewer steps, then fewer latents. on_report: called with a `StreamReport` of every array of
+        frames that is returned. The rest as `decode_clip`.
+        """
         check_integer("num_steps", num_steps, 1, self.manifest.sampler.max_steps)
-        check_integer("seed", seed, 0, 2**64 - 1)
-        return StreamDecoder(self, num_steps=num_steps, seed=seed)
+        if conceal not in ("hold", "continue", "raise"):
+            raise ValueError(f"conceal must be 'hold', 'continue' or 'raise', got {conceal!r}")
+        return StreamDecoder(
+            self._engine,
+            num_steps=num_steps,
+            seed=check_integer("seed", seed, 0, 2**64 - 1),
+            conceal=conceal,
+            deadline_s=check_deadline(deadline_ms),
+            on_report=on_report,
+        )
+
+    def _token_limit(self, max_tokens: int | None) -> int:
+        return self.max_tokens if max_tokens is None else check_integer("max_tokens", max_tokens, 0, 2**31)
+
+    def _check_decode(self, num_steps: int, seed: int) -> tuple[int, int]:
+        steps = check_integer("num_steps", num_steps, 0, self.manifest.sampler.max_steps)
+        if steps == 0 and not self.manifest.model.preview:
+            raise ValueError(f"num_steps must be at least 1: {self.name} has no preview")
+        return steps, check_integer("seed", seed, 0, 2**64 - 1)
+
+
+def _one_per_clip(name: str, values: Sequence[Any] | None, count: int, default: object) -> list[Any]:
+    """`values`, one per clip, or `default` for each; ValueError for another number of them."""
+    listed: list[Any] = [default] * count if values is None else list(values)
+    if len(listed) != count:
+        raise ValueError(f"{name} must have one entry per clip, got {len(listed)} for {count}")
+    return listed

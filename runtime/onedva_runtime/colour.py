@@ -71,6 +71,11 @@ def _format(frame: av.VideoFrame) -> _Format:
     return _formats[name]
 
 
+def untagged_matrix(width: int, height: int) -> str:
+    """The matrix that players assume where none is named: "bt709" for HD, else "bt601"."""
+    return "bt709" if max(width, height) >= 1280 or min(width, height) >= 720 else "bt601"
+
+
 def describe(frame: av.VideoFrame) -> Colour:
     """The colour coding of a decoded frame, guesses included; raises VideoError for a matrix that is not supported."""
     kind, space = _format(frame), frame.colorspace
@@ -82,8 +87,7 @@ def describe(frame: av.VideoFrame) -> Colour:
     if kind.is_gray:
         return Colour("gray", frame.color_range != _LIMITED, primaries, transfer, False)
     if space in _UNTAGGED:
-        long_side, short_side = max(frame.width, frame.height), min(frame.width, frame.height)
-        return Colour("bt709" if long_side >= 1280 or short_side >= 720 else "bt601", full, primaries, transfer, True)
+        return Colour(untagged_matrix(frame.width, frame.height), full, primaries, transfer, True)
     if space not in _MATRICES:
         raise VideoError(f"colour matrix number {space} is not supported ({', '.join(_SCALER_MATRIX)} and RGB are)")
     return Colour(_MATRICES[space], full, primaries, transfer, False)

@@ -1,208 +1,230 @@
-"""The plain latent file: the packets of one video, 16-bit, checked, without pickle. Its bytes: container_layout.py.
+"""The `.odva` file: the packets of one video, quantised, entropy coded, checked, without pickle. docs/odva.md has its
+bytes.
 
-    save_packets("clip.odva", packets)                 # whole or not at all
-    with open_packets("clip.odva") as reader:          # one by one, in flat memory
+    save_packets("clip.odva", packets, quantiser=codec.quantiser())    # one by one, in flat memory
+    with open_packets("clip.odva") as reader:                          # a file or a pipe, one by one
         for packet in reader: ...
-    file = load_packets("clip.odva")                   # all at once: file.header, file.packets
+    file = load_packets("clip.odva")                                   # all at once: file.header, file.packets
 
 The limits are the reader's, and are checked before memory is taken.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import container_layout as layout
-from .container_layout import Header
-from .errors import PacketError
-from .files import AtomicFile, open_regular
-from .limits import Limits
-from .packet import Packet
+from onedva_runtime import container_layout as layout
+from onedva_runtime.container_layout import Entry, Header
+from onedva_runtime.container_packet import Coded, encode_packet, join
+from onedva_runtime.container_read import Gap, OnError, PacketReader
+from onedva_runtime.entropy import Tables
+from onedva_runtime.entropy_tables import TABLES
+from onedva_runtime.errors import PacketError
+from onedva_runtime.files import AtomicFile, open_regular
+from onedva_runtime.limits import Limits
+from onedva_runtime.packet import Packet
+from onedva_runtime.quantiser import Kind, Levels, Quantiser
 
-__all__ = ["Header", "PacketFile", "PacketReader", "load_packets", "open_packets", "save_packets"]
+__all__ = [
+    "Gap",
+    "Header",
+    "PacketFile",
+    "PacketReader",
+    "PacketWriter",
+    "load_packets",
+    "open_packets",
+    "save_packets",
+]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PacketFile:
-    """A whole latent file in memory."""
+    """A whole `.odva` file in memory."""
 
     header: Header
-    """What the packets share: size, rate, time base, model, channels, colour."""
+    """What the packets share: size, rate, time base, model, channels, colour, step."""
     packets: list[Packet]
     """In the order of the file, at least one."""
+    quantiser: Quantiser
+    """What saves these packets again without changing them."""
 
     @property
     def frames(self) -> int:
-        """Frames of the video: the sum over the packets."""
-        return sum(packet.frames for packet in self.packets)
+        """Frames of the video: the sum over the clips, of which each may be in several tiles."""
+        return sum(packet.frames for packet in self.packets if packet.corner == (0, 0))
 
     @property
     def timestamps(self) -> NDArray[np.int64] | None:
         """Time stamps (frames,) in ticks of header.time_base, None where a packet has none."""
-        times = [packet.timestamps for packet in self.packets if packet.timestamps is not None]
-        return np.concatenate(times) if len(times) == len(self.packets) else None
+        whole = [packet for packet in self.packets if packet.corner == (0, 0)]
+        times = [packet.timestamps for packet in whole if packet.timestamps is not None]
+        return np.concatenate(times) if len(times) == len(whole) else None
+
+
+class PacketWriter:
+    """Writes packets to a binary stream as they come. `finish` at the end writes the index; without it the file can
+    still be read."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        *,
+        quantiser: Quantiser,
+        fps: Fraction | None = None,
+        colour: str = "",
+        tables: Tables = TABLES,
+    ) -> None:
+        """file: need not be seekable. Options as `save_packets`."""
+        self._file, self._fps, self._colour, self._tables = file, fps, colour, tables
+        self._quantiser = quantiser
+        self._header: Header | None = None
+        self._levels: dict[Kind, Levels] = {}
+        self._entries: list[Entry] = []
+        self.size = 0
+        """Bytes written so far."""
+
+    def write(self, packet: Packet) -> None:
+        """Append a packet. Raises PacketError for one that is not valid or of another video, OSError."""
+        own = _header_of(packet.validate(), self._quantiser, fps=self._fps, colour=self._colour)
+        header = self._header or own
+        own = replace(own, time_base=header.time_base) if packet.timestamps is None else own
+        if own != header:
+            raise PacketError(f"packet {len(self._entries)} is of another video: {own}, the first is {header}")
+        self.write_coded(encode_packet(packet, self._quantiser, self._tables), header)
+
+    def write_coded(self, coded: Coded, header: Header) -> None:
+        """Append a packet as another file has it. header: that file's, whose quantiser and tables are this writer's."""
+        if self._header is None:
+            self._put(layout.opening())
+        self._header = header
+        kind = coded.facts.is_key, coded.grid(header)[0]
+        if kind not in self._levels:
+            self._levels[kind] = self._quantiser.of(kind)
+            self._put_setup(header)
+        facts = coded.facts
+        time = facts.timestamps[0] if facts.timestamps else 0
+        entry = Entry(self.size, facts.first_frame, facts.frames, int(facts.is_key), coded.tokens, time)
+        self._put(layout.record(layout.PACKET, join(coded)))
+        self._file.flush()
+        self._entries.append(entry)
+
+    def finish(self) -> int:
+        """Write the end of the file; return its size in bytes. Raises PacketError where there were no packets."""
+        if self._header is None:
+            raise PacketError("no packets, so there is nothing to save")
+        setup = self._put_setup(self._header)
+        index = self._put(layout.record(layout.INDEX, layout.pack_index(self._entries)))
+        self._put(layout.record(layout.END, layout.pack_end(setup, index, len(self._entries))))
+        self._file.flush()
+        return self.size
+
+    def _put_setup(self, header: Header) -> int:
+        return self._put(layout.record(layout.SETUP, layout.pack_setup(header, self._tables, self._levels.items())))
+
+    def _put(self, data: bytes) -> int:
+        """Write all of `data`; return where it begins."""
+        start = self.size
+        view = memoryview(data)
+        while view:  # an unbuffered pipe takes what it has room for
+            written = self._file.write(view)
+            view = view[written:]
+        self.size += len(data)
+        return start
 
 
 def save_packets(
-    path: str | os.PathLike[str],
+    target: str | os.PathLike[str] | BinaryIO,
     packets: Iterable[Packet],
     *,
+    quantiser: Quantiser,
     fps: Fraction | None = None,
     colour: str = "",
     overwrite: bool = False,
+    live: bool = False,
 ) -> int:
-    """Write the packets of one video to `path`, whole or not at all; return its size in bytes.
+    """Write the packets of one video to a file or a binary stream; return how many bytes.
 
-    `packets`: at least one, all of one size, rate, time base, model and channel counts; an iterator is used up one by
-    one, in flat memory. `fps`: the exact rate, within 0.1 % of the packets' float. `colour`: for people. Raises
-    PacketError where the file exists and `overwrite` is False, cannot be written, or the packets are not valid or do
-    not belong together.
+    `target`: a path, or an object that is open for writing and need not be seekable. A path appears whole or not at
+    all; `live`: it appears at once and grows by whole packets, so that others can read along, and is left as it is
+    where the packets break off. `packets`: at least one, all of one size, rate, time base, model and channels; used up
+    one by one, in flat memory. `quantiser`: `VideoCodec.quantiser()`, or a reader's, which changes nothing. `fps`: the
+    exact rate, within 0.1 % of the packets' float. `colour`: for people. Raises PacketError where the file exists and
+    `overwrite` is False, cannot be written, or the packets are not valid or do not belong together.
     """
-    name, header, count = os.fspath(path), None, 0
-    with AtomicFile(name, overwrite=overwrite, error=PacketError) as output:
-        try:
-            for packet in packets:
-                own = _header_of(packet.validate(), fps=fps, colour=colour)
-                if header is None:
-                    header = own
-                    output.file.write(layout.pack_header(header))
-                own = replace(own, time_base=header.time_base) if packet.timestamps is None else own
-                if own != header:
-                    raise PacketError(f"{name}: packet {count} is of another video: {own}, the first is {header}")
-                output.file.write(layout.pack_packet(packet))
-                count += 1
-            if count == 0:
-                raise PacketError(f"{name}: no packets, so there is nothing to save")
-            output.file.write(layout.with_crc(layout.RECORD.pack(layout.END_MARK, count)))
-            size = output.file.tell()
-        except OSError as error:
-            raise PacketError(f"{name}: cannot be written ({error.strerror})") from error
-        output.commit()
-    return size
+    if not isinstance(target, str | os.PathLike):
+        return _write(target, packets, quantiser=quantiser, fps=fps, colour=colour)
+    name = os.fspath(target)
+    try:
+        if live:
+            with open(name, "wb" if overwrite else "xb") as file:
+                return _write(file, packets, quantiser=quantiser, fps=fps, colour=colour)
+        with AtomicFile(name, overwrite=overwrite, error=PacketError) as output:
+            size = _write(cast(BinaryIO, output.file), packets, quantiser=quantiser, fps=fps, colour=colour)
+            output.commit()
+            return size
+    except FileExistsError as error:
+        raise PacketError(f"{name}: exists already (overwrite=True, or -f, replaces it)") from error
+    except OSError as error:
+        raise PacketError(f"{name}: cannot be written ({error.strerror or error})") from error
+    except PacketError as error:
+        raise error if str(error).startswith(name) else type(error)(f"{name}: {error}") from error
 
 
-def load_packets(path: str | os.PathLike[str], *, limits: Limits | None = None) -> PacketFile:
-    """Read a whole latent file; raises PacketError where it is damaged, cut off, of another kind, or over `limits`."""
-    with open_packets(path, limits=limits) as reader:
-        return PacketFile(header=reader.header, packets=list(reader))
+def _write(
+    file: BinaryIO, packets: Iterable[Packet], *, quantiser: Quantiser, fps: Fraction | None, colour: str
+) -> int:
+    writer = PacketWriter(file, quantiser=quantiser, fps=fps, colour=colour)
+    for packet in packets:
+        writer.write(packet)
+    return writer.finish()
 
 
-def open_packets(path: str | os.PathLike[str], *, limits: Limits | None = None) -> PacketReader:
-    """Open a latent file for reading packet by packet; it and its steps raise PacketError as `load_packets` does."""
-    return PacketReader(os.fspath(path), limits=limits or Limits())
+def load_packets(source: str | os.PathLike[str] | BinaryIO, *, limits: Limits | None = None) -> PacketFile:
+    """Read a whole file; raises PacketError, and by kind NotOdva, Truncated, Corrupt, OverLimit."""
+    with open_packets(source, limits=limits) as reader:
+        packets = list(reader)
+        return PacketFile(header=reader.header, packets=packets, quantiser=reader.quantiser)
 
 
-class PacketReader:
-    """Yields the packets of one file in order, once, each checked. Made by `open_packets`; use it in a `with` block."""
+def open_packets(
+    source: str | os.PathLike[str] | BinaryIO, *, limits: Limits | None = None, on_error: OnError = "raise"
+) -> PacketReader:
+    """Open a file or a binary stream for reading packet by packet.
 
-    header: Header
-    """What the packets share."""
-
-    def __init__(self, path: str, *, limits: Limits) -> None:
-        self._path, self._limits = path, limits
-        self._file = io.BufferedReader(open_regular(path, limits, error=PacketError))  # type: ignore[arg-type]
-        try:
-            self._left = os.fstat(self._file.fileno()).st_size
-            self.header = self._read_header()
-        except PacketError:
-            self.close()
-            raise
-
-    def __iter__(self) -> Iterator[Packet]:
-        count = frames = 0
-        while True:
-            prefix = self._take(layout.RECORD.size)
-            mark, number = layout.RECORD.unpack(prefix)
-            if mark == layout.END_MARK:
-                break
-            if mark != layout.PACKET_MARK:
-                self._fail(f"damaged, packet {count} starts with {mark!r}")
-            body = self._take(number)
-            self._check(prefix, body)
-            try:
-                packet = layout.unpack_packet(body, self.header, self._limits)
-            except PacketError as error:
-                raise PacketError(f"{self._path}: {error}") from error
-            count, frames = count + 1, frames + packet.frames
-            if frames > self._limits.max_frames:
-                self._fail(f"more than {self._limits.max_frames} frames (Limits.max_frames)")
-            yield packet
-        self._check(prefix)
-        if number != count or count == 0 or self._left:
-            self._fail(f"its end counts {number} packets, there are {count}, and {self._left} bytes follow")
-
-    def close(self) -> None:
-        """Close the file; safe to call twice."""
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _read_header(self) -> Header:
-        prefix = self._take(layout.PREFIX.size)
-        magic, version, zero, length = layout.PREFIX.unpack(prefix)
-        if magic != layout.MAGIC:
-            self._fail("not a latent file of onedva (its first bytes are others)")
-        if version != layout.VERSION:
-            self._fail(f"version {version} of the format, this program reads version {layout.VERSION}")
-        if zero or length > layout.MAX_HEADER:
-            self._fail("its header is damaged")
-        text = self._take(length)
-        self._check(prefix, text)
-        try:
-            header = layout.parse_header(text)
-        except PacketError as error:
-            raise PacketError(f"{self._path}: {error}") from error
-        if header.width * header.height > self._limits.max_pixels:
-            size, limit = f"{header.width}x{header.height}", self._limits.max_pixels
-            self._fail(f"frames of {size}, over the limit of {limit} pixels (Limits.max_pixels)")
-        return header
-
-    def _take(self, count: int) -> bytes:
-        """The next `count` bytes; what the file does not hold is never asked for, whatever its lengths claim."""
-        if count > self._left:
-            self._fail(f"cut off or damaged: {count} more bytes were announced, {self._left} are left")
-        self._left -= count
-        data = self._file.read(count)
-        if len(data) != count:
-            self._fail("it became shorter while it was read")
-        return data
-
-    def _check(self, prefix: bytes, rest: bytes = b"") -> None:
-        (crc,) = layout.CRC.unpack(self._take(layout.CRC.size))
-        if crc != zlib.crc32(rest, zlib.crc32(prefix)):
-            self._fail("damaged: a checksum does not fit")
-
-    def _fail(self, problem: str) -> NoReturn:
-        raise PacketError(f"{self._path}: {problem}")
+    `source`: a path, or an object that is open for reading and need not be seekable; it is not closed. `on_error`:
+    "raise" raises at the first damage; "skip" leaves out what is damaged, up to the next key clip at most, and lists it
+    in `reader.gaps`. Opening and reading raise as `load_packets` does.
+    """
+    limits = limits or Limits()
+    if not isinstance(source, str | os.PathLike):
+        name = getattr(source, "name", None)
+        name = name if isinstance(name, str) else "stream"
+        return PacketReader(source, name, limits=limits, on_error=on_error, close=False)
+    name = os.fspath(source)
+    file = open_regular(name, limits, error=PacketError)
+    return PacketReader(file, name, limits=limits, on_error=on_error, close=True)
 
 
-def _header_of(packet: Packet, *, fps: Fraction | None, colour: str) -> Header:
+def _header_of(packet: Packet, quantiser: Quantiser, *, fps: Fraction | None, colour: str) -> Header:
     rate = fps or Fraction(packet.fps).limit_denominator(1_000_000)
     if not abs(float(rate) / packet.fps - 1) <= 1e-3:
         raise PacketError(f"a packet of {packet.fps} frames per second does not belong to a video of {rate}")
+    height, width = packet.whole_size
     return Header(
-        width=packet.width,
-        height=packet.height,
+        width=width,
+        height=height,
         fps=rate,
         time_base=packet.time_base if packet.timestamps is not None else None,
         model=packet.model,
         structural_channels=packet.structural.shape[-1],
         latent_channels=packet.latents.shape[-1],
+        step=float(quantiser.step),
         colour=colour,
     )

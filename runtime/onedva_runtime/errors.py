@@ -2,7 +2,20 @@
 allowed and what to do; the command line prints it and exits 2. Wrong arguments to Python functions are plain ValueError
 and TypeError."""
 
-__all__ = ["BackendError", "BundleError", "OneDVAError", "PacketError", "VideoError"]
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "Corrupt",
+    "MissingLevels",
+    "NotOdva",
+    "OneDVAError",
+    "OverLimit",
+    "PacketError",
+    "SandboxError",
+    "Truncated",
+    "VideoError",
+    "WrongModel",
+]
 
 
 class OneDVAError(Exception):
@@ -13,12 +26,40 @@ class VideoError(OneDVAError):
     """The input is not a video we read: refused format, empty, truncated, or over the reader's limits."""
 
 
+class SandboxError(VideoError):
+    """The process that decoded a video in isolation crashed or went over its limits of memory or time."""
+
+
 class BundleError(OneDVAError):
     """A bundle is missing, damaged, tampered with, or of a schema this version does not know."""
 
 
 class PacketError(OneDVAError):
-    """A packet or a latent file is damaged, inconsistent, or was made by another model."""
+    """A packet or an `.odva` file is inconsistent, cannot be written or read, or is one of the kinds below."""
+
+
+class NotOdva(PacketError):
+    """The file is no `.odva` file at all, or of a version of the format that this program does not read."""
+
+
+class Truncated(PacketError):
+    """The file ends early: it was cut off, or is still being written. What was whole has been given out."""
+
+
+class Corrupt(PacketError):
+    """Bytes of the file are not what was written: a checksum does not fit, or they make no sense."""
+
+
+class MissingLevels(PacketError):
+    """No quantiser steps for this kind of clip: they are another model's, or that part of a file is damaged."""
+
+
+class OverLimit(PacketError):
+    """The file asks for more than the reader's `Limits` allow."""
+
+
+class WrongModel(PacketError):
+    """A packet was made by another model than the one that is to decode it."""
 
 
 class BackendError(OneDVAError):

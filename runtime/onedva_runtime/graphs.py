@@ -1,6 +1,6 @@
 """One batch through a bundle's graphs: encode, and decode with S Euler steps. All clips of a batch share T, H, W and
-the number of latents; graphs want at least one latent, so a clip without any carries a zero one that `has_latents`
-marks as absent."""
+the number of latents, and may be of both kinds; graphs want at least one latent, so a clip without any carries a zero
+one that `has_latents` marks as absent."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _resolution(frames: int, height: int, width: int, fps: Sequence[float]) -> F
     return np.array([(frames, height, width, rate) for rate in fps], np.float32)
 
 
-def _flags(batch: int, value: bool) -> npt.NDArray[np.bool_]:
-    return np.array([value] * batch, np.bool_)
+def _kinds(batch: int, is_key: Sequence[bool] | None) -> npt.NDArray[np.bool_]:
+    return np.ones(batch, np.bool_) if is_key is None else np.array(is_key, np.bool_)
 
 
 def encode_batch(
@@ -44,22 +44,29 @@ def encode_batch(
     anchors: npt.NDArray[np.int64],
     fps: Sequence[float],
     *,
+    is_key: Sequence[bool] | None = None,
     on_timing: OnTiming | None = None,
 ) -> tuple[Float32, Float32, Float32]:
-    """Encode key clips.
+    """Encode clips.
 
-    frames: (B, T, H, W, 3), padded. anchors: (B, K), K may be 0. fps: one rate per clip.
-    Returns structural (B, Tg, Hg, Wg, Zs), latents (B, K, Z), predicted_error (B, K).
+    frames: (B, T, H, W, 3), padded; frame 0 of a continuation clip is its context frame. anchors: (B, K), K may be 0.
+    fps: one rate per clip. is_key: one kind per clip, all key clips by default.
+    Returns structural (B, Tg, Hg, Wg, Zs), zeros in a continuation's group 0, latents (B, K, Z), predicted_error (B,
+    K).
     """
     batch, count, height, width, _ = frames.shape
+    keys = _kinds(batch, is_key)
     tokens = anchors.shape[1]
     with timed(on_timing, "encode"):
         structural, latents, error = backend.encode(
             frames,
             _resolution(count, height, width, fps),
-            _flags(batch, True),
+            keys,
             anchors if tokens else np.zeros((batch, 1), np.int64),
         )
+    if not keys.all():
+        structural = structural.copy()
+        structural[~keys, 0] = 0
     return structural, latents[:, :tokens], error[:, :tokens]
 
 
@@ -74,34 +81,48 @@ def decode_batch(
     sampler: SamplerSpec,
     num_steps: int,
     seed: int,
+    corners: Sequence[tuple[int, int]] | None = None,
+    context_frames: Sequence[npt.NDArray[np.uint8] | None] | None = None,
     on_timing: OnTiming | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Decode key clips to frames (B, T, H, W, 3), padded as they were encoded.
+    """Decode clips to frames (B, T, H, W, 3), padded as they were encoded; frame 0 of a continuation clip is its
+    context frame.
 
-    structural (B, Tg, Hg, Wg, Zs), latents (B, K, Z), anchors (B, K); fps and first_frames: one per clip. num_steps 0:
-    preview.
+    structural (B, Tg, Hg, Wg, Zs), latents (B, K, Z), anchors (B, K); fps and first_frames, the number of frame 0 in
+    its video: one per clip. num_steps 0: preview. corners: (top, left) of each clip in its video, (0, 0) by default.
+    context_frames: for each continuation clip the frame (H, W, 3) before it, padded, None for each key clip; all are
+    key clips by default.
     """
     batch, groups, grid_height, grid_width, _ = structural.shape
     count, height, width = 4 * groups - 3, 16 * grid_height, 16 * grid_width
     tokens, channels = latents.shape[1:]
+    contexts = [None] * batch if context_frames is None else context_frames
+    keys = _kinds(batch, [context is None for context in contexts])
     with timed(on_timing, "condition"):
         condition = backend.condition(
             structural,
             latents if tokens else np.zeros((batch, 1, channels), np.float32),
             anchors if tokens else np.zeros((batch, 1), np.int64),
-            _flags(batch, tokens > 0),
+            np.full(batch, tokens > 0, np.bool_),
             _resolution(count, height, width, fps),
-            _flags(batch, True),
+            keys,
         )
     if num_steps == 0:
         video = condition.preview()
     else:
         with timed(on_timing, "noise"):
             box = {"frames": count, "height": height, "width": width, "threads": backend.threads}
-            noise = np.stack([gaussian(seed, first_frame=first, **box) for first in first_frames])
+            places = zip(first_frames, corners or [(0, 0)] * batch, strict=True)
+            noise = np.stack([gaussian(seed, first_frame=n, top=y, left=x, **box) for n, (y, x) in places])
+            for row, context in enumerate(contexts):
+                if context is not None:
+                    noise[row, :, 0] = context.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+        # What is given sits at t = 0, where velocity is 0: the context frame goes through every step as it is.
+        generated = np.ones((batch, groups), np.float32)
+        generated[~keys, 0] = 0
         with timed(on_timing, "velocity"):
             video = euler(
-                lambda noisy, t: backend.velocity(noisy, np.full((batch, groups), t, np.float32), condition),
+                lambda noisy, t: backend.velocity(noisy, generated * np.float32(t), condition),
                 noise,
                 linear_timesteps(num_steps, min_t=sampler.schedule.min_t),
             )

@@ -13,11 +13,15 @@ class Limits:
     """Frames in one video."""
     max_latents: int = 1 << 16
     """1D latents in one packet."""
+    max_values: int = 1 << 26
+    """Values of structural and 1D latents in one packet."""
+    max_packet_bytes: int = 64 << 20
+    """Size of one packet in a file, in bytes."""
     max_bytes: int = 4 << 30
     """Size of one input file, and of the frames that `read_video` may hold at once, in bytes."""
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "max_frames", "max_latents", "max_bytes"):
+        for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Limits.{name} must be an integer of at least 1, got {value!r}")

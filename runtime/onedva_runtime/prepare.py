@@ -7,26 +7,30 @@ import math
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime import placement
-from onedva_runtime.errors import PacketError
+from onedva_runtime.errors import PacketError, WrongModel
 from onedva_runtime.manifest import Manifest
 from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
 
 if TYPE_CHECKING:
+    from onedva_runtime.clipper import Clip
     from onedva_runtime.limits import Limits
 
 __all__ = [
     "Decibels",
     "check_clip",
+    "check_deadline",
     "check_fps",
     "check_frames",
     "check_integer",
     "check_packet",
+    "check_timestamps",
     "clip_frames_for",
     "grouped",
     "pad_clip",
@@ -94,6 +98,37 @@ def check_fps(fps: object) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"fps must be positive and finite, got {number}")
     return number
+
+
+def check_deadline(deadline_ms: float | None) -> float | None:
+    """`deadline_ms` in seconds, or None; TypeError or ValueError unless it is a positive finite number."""
+    if deadline_ms is None:
+        return None
+    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, int | float | np.number):
+        raise TypeError(f"deadline_ms must be a number of milliseconds or None, got {deadline_ms!r}")
+    if not (math.isfinite(deadline_ms) and deadline_ms > 0):
+        raise ValueError(f"deadline_ms must be positive and finite, or None, got {deadline_ms}")
+    return float(deadline_ms) / 1000
+
+
+def check_timestamps(
+    timestamps: npt.NDArray[np.int64] | None, count: int, time_base: Fraction | None
+) -> npt.NDArray[np.int64] | None:
+    """`timestamps` if they are `count` rising int64 ticks of a positive `time_base`; TypeError or ValueError
+    otherwise."""
+    if time_base is not None and not (isinstance(time_base, Fraction) and time_base > 0):
+        raise ValueError(f"time_base must be a positive Fraction of a second, got {time_base!r}")
+    if timestamps is None:
+        return None
+    ticks = np.asarray(timestamps)
+    if ticks.dtype.kind != "i" or ticks.shape != (count,):
+        got = f"{ticks.dtype} of shape {ticks.shape}"
+        raise ValueError(f"timestamps must be integers of shape ({count},), one per frame, got {got}")
+    if bool((np.diff(ticks) <= 0).any()):
+        raise ValueError(f"timestamps must rise from frame to frame, got {ticks[:8].tolist()}")
+    if time_base is None:
+        raise ValueError("timestamps need time_base, the seconds per tick as a Fraction")
+    return ticks.astype(np.int64)
 
 
 def parse_tokens(tokens: object) -> int | Decibels | None:
@@ -164,21 +199,37 @@ def clip_frames_for(height: int, width: int, manifest: Manifest) -> int:
     return 4 * groups - 3
 
 
-def check_clip(clip: Uint8, manifest: Manifest) -> None:
-    """Raise TypeError or ValueError unless the clip (T, H, W, 3) is one that the bundle takes."""
-    count, height, width, _ = check_frames(clip).shape
+def check_clip(clip: Clip, manifest: Manifest) -> None:
+    """Raise TypeError or ValueError unless the clip is one that the bundle takes."""
+    count, height, width, _ = check_frames(clip.frames).shape
     most = clip_frames_for(height, width, manifest)
+    kind = "clip"
+    if clip.context_frame is not None:
+        most, kind = most - 1, "continuation clip"
+        context = check_frames(clip.context_frame[None])
+        if context.shape[1:] != clip.frames.shape[1:]:
+            got = f"{context.shape[2]}x{context.shape[1]} for frames of {width}x{height}"
+            raise ValueError(f"context_frame must have the size of the clip's frames, got {got}")
+        if clip.first_frame < 1:
+            raise ValueError(f"the first_frame of a continuation clip must be at least 1, got {clip.first_frame}")
+    if most < 1:
+        raise ValueError(f"a clip of {width}x{height} has 1 frame in {manifest.name}: no room for a context frame")
     if count > most:
-        raise ValueError(f"a clip of {width}x{height} has 1..{most} frames in {manifest.name}, got {count}; use encode")
+        raise ValueError(
+            f"a {kind} of {width}x{height} has 1..{most} frames in {manifest.name}, got {count}; use encode"
+        )
 
 
-def place_latents(clip: Uint8, budget: int | Decibels | None, limit: int, manifest: Manifest) -> npt.NDArray[np.int64]:
-    """Where the latents of a clip (T, H, W, 3) go: anchors (K,), at most `limit` of them.
+def place_latents(
+    coded_frames: Uint8, is_key: bool, budget: int | Decibels | None, limit: int, manifest: Manifest
+) -> npt.NDArray[np.int64]:
+    """Where the latents of a clip go: anchors (K,), at most `limit` of them.
 
-    budget: how many, as `parse_tokens` gives it; a target in dB takes as many as it may, to be cut after encoding.
+    coded_frames: (T, H, W, 3), a continuation clip's context frame first. budget: how many, as `parse_tokens` gives it;
+    a target in dB takes as many as it may, to be cut after encoding.
     """
-    multiple, grid = manifest.lengths.length_multiple, padded_grid(*clip.shape[:3])
-    longest = placement.longest(grid, max_tokens=manifest.max_tokens)
+    multiple, grid = manifest.lengths.length_multiple, padded_grid(*coded_frames.shape[:3])
+    longest = placement.longest(grid, max_tokens=manifest.max_tokens, is_key=is_key)
     if limit < longest:
         longest = limit // multiple * multiple
     content = manifest.model.anchors == "content"
@@ -189,35 +240,33 @@ def place_latents(clip: Uint8, budget: int | Decibels | None, limit: int, manife
     else:
         count = None
     if not content and count is not None:
-        return placement.fixed_anchors(grid, count)
-    detail = placement.detail_map(pad_clip(clip))
+        return placement.fixed_anchors(grid, count, is_key=is_key)
+    detail = placement.detail_map(pad_clip(coded_frames))
     if count is None:
         density = manifest.policy.density
-        count = placement.choose_tokens(detail, density=density, max_tokens=longest, length_multiple=multiple)
+        count = placement.choose_tokens(
+            detail, density=density, max_tokens=longest, is_key=is_key, length_multiple=multiple
+        )
     if not content:
-        return placement.fixed_anchors(grid, count)
-    return placement.place(detail, count, length_multiple=multiple)
+        return placement.fixed_anchors(grid, count, is_key=is_key)
+    return placement.place(detail, count, is_key=is_key, length_multiple=multiple)
 
 
 def check_packet(packet: Packet, manifest: Manifest, limits: Limits | None) -> None:
     """Raise PacketError unless the packet is whole, of this model, and within its limits and the reader's."""
     model = manifest.model
     most: list[tuple[str, int, int]] = [
-        ("frames", packet.frames, manifest.clip.frames),
+        ("frames", packet.frames, manifest.clip.frames - (0 if packet.is_key else 1)),
         ("latents", packet.tokens, manifest.max_tokens),
     ]
     if limits is not None:
         most += [
-            ("pixels", packet.width * packet.height, limits.max_pixels),
+            ("pixels", math.prod(packet.whole_size), limits.max_pixels),
             ("latents", packet.tokens, limits.max_latents),
         ]
     if packet.validate().model != model.fingerprint:
         made = packet.model[:12] + "…" if packet.model else "unknown"
-        raise PacketError(
-            f"the packet was made by the model {made}, not by {manifest.name} ({model.fingerprint[:12]}…)"
-        )
-    if not packet.is_key:
-        raise PacketError("the packet is a continuation clip, which this version does not decode")
+        raise WrongModel(f"the packet was made by the model {made}, not by {manifest.name} ({model.fingerprint[:12]}…)")
     channels = packet.structural.shape[3], packet.latents.shape[1]
     if channels != (model.structural_channels, model.latent_channels):
         wanted = (model.structural_channels, model.latent_channels)

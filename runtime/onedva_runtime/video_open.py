@@ -1,7 +1,7 @@
-"""Opening untrusted video files. We open the path ourselves, as a regular file, and hand FFmpeg its bytes without a
-name, under a white list of formats that hold their pictures themselves. FFmpeg may open nothing: a playlist, a concat
-list or an external reference that names another file is refused, whatever the extension says, and so are network
-addresses, devices, pipes and folders.
+"""Opening untrusted video files and pipes. We open the path ourselves, as a regular file, and hand FFmpeg its bytes
+without a name, under a white list of formats that hold their pictures themselves. FFmpeg may open nothing: a playlist,
+a concat list or an external reference that names another file is refused, whatever the extension says, and so are
+network addresses, devices, pipes and folders.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from .limits import Limits
 
 _CONTAINERS = ("mov", "matroska", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "nut", "ivf")
 _RAW_STREAMS = ("yuv4mpegpipe", "h264", "hevc", "m4v", "mpegvideo", "obu")
+_AUDIO = ("wav", "mp3", "aac", "flac")
 _READS = "mp4, mov, mkv, webm, avi, gif, apng, ts, mpg, ogv, flv, wmv, mxf, nut, ivf, y4m and raw h264, hevc, mpeg, av1"
 
 
-def open_container(file: BinaryIO, path: str, limits: Limits) -> InputContainer:
-    """Open `file` under the white list; raises VideoError, naming `path`, where it is not a video we read."""
+def open_container(file: BinaryIO, path: str, limits: Limits, *, audio: bool = False) -> InputContainer:
+    """Open `file`, which need not be seekable, under the white list; raises VideoError, naming `path`, where it is not
+    a video we read. audio: files that hold nothing but audio may be opened, too."""
+    formats = _CONTAINERS + (_AUDIO if audio else _RAW_STREAMS)
     try:
         return av.open(
-            _Nameless(file),
+            _Nameless(file) if seekable(file) else _NamelessPipe(file),
             "r",
             options={"max_pixels": str(limits.max_pixels)},
-            container_options={"format_whitelist": ",".join(_CONTAINERS + _RAW_STREAMS), "protocol_whitelist": "none"},
+            container_options={"format_whitelist": ",".join(formats), "protocol_whitelist": "none"},
             metadata_errors="replace",
             buffer_size=1 << 18,  # fewer trips from FFmpeg into Python
             io_open=_refuse_to_open,
@@ -74,6 +77,22 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 def reason(error: BaseException) -> str:
     """FFmpeg's own words for what went wrong, on one line."""
     return str(getattr(error, "strerror", None) or error).splitlines()[0]
+
+
+def seekable(file: BinaryIO) -> bool:
+    """Whether we can go back in `file`: not in a pipe."""
+    try:
+        return file.seekable()
+    except (AttributeError, ValueError):
+        return False
+
+
+class _NamelessPipe:
+    """A stream that FFmpeg can only read on from."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        # Of a pipe what is there, without waiting for all that is asked: frames must not wait for those after them.
+        self.read = getattr(file, "read1", file.read)
 
 
 class _Nameless:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import BinaryIO, NoReturn, Self
 
 import numpy as np
 from av.error import FFmpegError
@@ -42,11 +42,17 @@ class VideoReader:
     info: VideoInfo
     """What is known about the file; `frames` and `truncated` are final once everything was read."""
 
-    def __init__(self, path: str, *, limits: Limits, batch: int, threads: int) -> None:
+    def __init__(self, source: str | BinaryIO, *, limits: Limits, batch: int, threads: int) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1 frame, got {batch}")
-        self._path, self._limits, self._batch = path, limits, batch
-        self._file = open_regular(path, limits, error=VideoError)
+        self._limits, self._batch = limits, batch
+        if isinstance(source, str):
+            self._path = path = source
+            self._file = open_regular(path, limits, error=VideoError)
+        else:
+            self._path = path = "the pipe"
+            self._file = source
+        self._owned = isinstance(source, str)
         try:
             self._container = open_container(self._file, path, limits)
             self._begin(threads)
@@ -138,7 +144,8 @@ class VideoReader:
         self._first = None
         if hasattr(self, "_container"):
             self._container.close()
-        self._file.close()
+        if self._owned:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +161,9 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except (FFmpegError, OSError):
+            except (FFmpegError, OSError) as error:
+                if isinstance(error, MemoryError):  # av's own kind is both: no fault of the file
+                    raise
                 self._errors += 1  # the file cannot be read on: only what the decoder still holds
                 yield from self._frames_of(None)
                 break
@@ -167,7 +176,9 @@ class VideoReader:
     def _frames_of(self, packet: Packet[VideoStream] | None) -> Iterator[VideoFrame]:
         try:
             frames = self._stream.decode(packet)  # pyright: ignore[reportUnknownMemberType]  (PyAV leaves it open)
-        except FFmpegError:
+        except FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
             self._errors += 1
             return
         for frame in frames:
@@ -219,14 +230,16 @@ class VideoReader:
 
 
 def open_reader(
-    path: str | os.PathLike[str], *, limits: Limits | None = None, batch: int = 17, threads: int = 0
+    path: str | os.PathLike[str] | BinaryIO, *, limits: Limits | None = None, batch: int = 17, threads: int = 0
 ) -> VideoReader:
-    """Open a video file for reading in batches, with flat memory.
+    """Open a video file, or a binary stream that need not be seekable, for reading in batches, with flat memory.
 
-    `batch`: frames per step, at least 1. `threads`: threads that decode, 0 for as many as the machine has.
-    Raises VideoError: not a video, a refused format, empty, no frame in it, over `limits`.
+    `path`: a stream given here is not closed. `batch`: frames per step, at least 1. `threads`: threads that decode, 0
+    for as many as the machine has. Raises VideoError: not a video, a refused format, empty, no frame in it, over
+    `limits`.
     """
-    return VideoReader(os.fspath(path), limits=limits or Limits(), batch=batch, threads=threads)
+    source = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    return VideoReader(source, limits=limits or Limits(), batch=batch, threads=threads)
 
 
 def probe(path: str | os.PathLike[str], *, limits: Limits | None = None) -> VideoInfo:

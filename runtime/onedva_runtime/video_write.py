@@ -28,6 +28,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from .audio_copy import AudioCopy
 from .errors import VideoError
 from .files import AtomicFile
 from .video_open import reason
@@ -40,7 +41,30 @@ CONTAINERS = {
     ".webm": ("webm", "libvpx-vp9"),
 }
 _BT709, _LIMITED, _FULL = 1, 1, 2  # AVCOL_SPC/PRI/TRC_BT709 and SWS_CS_ITU709 are all 1; AVColorRange
+_SWS_BT601, _BT601 = 5, 6  # SWS_CS_ITU601; AVCOL_SPC/PRI/TRC_SMPTE170M
 _ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+
+
+def to_yuv(
+    reformatter: VideoReformatter, picture: NDArray[np.uint8], pixel_format: str, *, matrix: str = "bt709"
+) -> VideoFrame:
+    """A picture (H, W, 3) uint8 RGB as a frame in a YUV format in limited range, tagged so. matrix: "bt709" or
+    "bt601"."""
+    numbers = {"bt709": (_BT709, _BT709), "bt601": (_SWS_BT601, _BT601)}  # libswscale's, AVColorSpace's
+    scaler, space = numbers[matrix]
+    rgb = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    frame = reformatter.reformat(
+        rgb,
+        format=pixel_format,
+        src_colorspace=scaler,
+        dst_colorspace=scaler,
+        src_color_range=_FULL,
+        dst_color_range=_LIMITED,
+        interpolation=_ACCURATE,
+    )
+    frame.colorspace = frame.color_primaries = frame.color_trc = space
+    frame.color_range = _LIMITED
+    return frame
 
 
 class VideoWriter:
@@ -57,14 +81,16 @@ class VideoWriter:
         codec: str | None = None,
         crf: int = 16,
         overwrite: bool = False,
+        audio: str | os.PathLike[str] | None = None,
     ) -> None:
         """Open `path` for writing; its extension (.mp4, .mov, .mkv, .webm) names the container.
 
         `width`, `height`: pixels, kept exactly, odd ones too. `fps`: frames per second, above 0. `time_base`: seconds
         per tick of the time stamps given to `write`; 1/fps where None. `codec`: FFmpeg's name of an encoder; libx264,
-        in .webm libvpx-vp9. `crf`: constant quality, 0 (best) to 51 (63 for libvpx-vp9). Raises VideoError where the
-        file exists and `overwrite` is False, cannot be written, or the extension or codec is not known; ValueError for
-        numbers out of range.
+        in .webm libvpx-vp9. `crf`: constant quality, 0 (best) to 51 (63 for libvpx-vp9). `audio`: a file whose sound
+        is copied as it is, in step with the pictures. Raises VideoError where the file exists and `overwrite` is False,
+        cannot be written, the extension or codec is not known, or the sound cannot be read or stand in such a file;
+        ValueError for numbers out of range.
         """
         self._path, self._shape = os.fspath(path), (height, width, 3)
         extension = os.path.splitext(self._path)[1].lower()
@@ -85,9 +111,12 @@ class VideoWriter:
         self._format = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
         self._output = AtomicFile(self._path, overwrite=overwrite, error=VideoError)
         self._container: OutputContainer | None = None
+        self._audio: AudioCopy | None = None
         try:
             self._container = av.open(self._output.file, "w", format=muxer)
             self._stream = self._add_stream(codec or encoder, crf, uneven=time_base is not None)
+            if audio is not None:
+                self._audio = AudioCopy(os.fspath(audio), self._container, self._path)
         except (FFmpegError, ValueError, LookupError) as error:
             self.abort()
             what = f"{codec or encoder} in {extension}"
@@ -143,23 +172,14 @@ class VideoWriter:
         return ticks
 
     def _yuv(self, picture: NDArray[np.uint8], tick: int) -> VideoFrame:
-        rgb = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        frame = self._to_yuv.reformat(
-            rgb,
-            format=self._format,
-            src_colorspace=_BT709,
-            dst_colorspace=_BT709,
-            src_color_range=_FULL,
-            dst_color_range=_LIMITED,
-            interpolation=_ACCURATE,
-        )
-        frame.colorspace = frame.color_primaries = frame.color_trc = _BT709
-        frame.color_range = _LIMITED
+        frame = to_yuv(self._to_yuv, picture, self._format)
         frame.pts, frame.time_base, frame.duration = tick, self._time_base, self._step
         return frame
 
     def _encode(self, frame: VideoFrame | None) -> None:
         assert self._container is not None
+        if self._audio is not None and frame is not None and frame.pts is not None:
+            self._audio.copy(until_s=float(frame.pts * self._time_base))
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
@@ -171,11 +191,14 @@ class VideoWriter:
             raise VideoError(f"{self._path}: no frames were written, so there is no video")
         try:
             self._encode(None)
+            if self._audio is not None:
+                self._audio.copy()
             self._container.close()
         except (FFmpegError, OSError) as error:
             self.abort()
             raise VideoError(f"{self._path}: writing failed ({reason(error)})") from error
         self._container = None
+        self._close_audio()
         self._output.commit()
 
     def abort(self) -> None:
@@ -187,7 +210,12 @@ class VideoWriter:
         except (FFmpegError, OSError):
             pass  # the reason for giving up is on its way already
         finally:
+            self._close_audio()
             self._output.abort()
+
+    def _close_audio(self) -> None:
+        if self._audio is not None:
+            self._audio.close()
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ def run(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
 
     def invoke(*arguments: str | Path) -> Result:
         verb, *rest = [str(argument) for argument in arguments]
-        model = [] if verb in ("train", "export", "shard") or "-m" in rest else ["-m", str(fake_bundle)]
+        model = [] if verb in ("train", "export", "shard", "thin") or "-m" in rest else ["-m", str(fake_bundle)]
         return CliRunner().invoke(app, [verb, *model, *rest])
 
     return invoke

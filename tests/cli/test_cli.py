@@ -92,7 +92,7 @@ def test_batches_give_the_same_latents(run: Run, video: Path, tmp_path: Path) ->
     for batch in ("1", "2"):
         assert run("encode", video, tmp_path / f"{batch}.odva", "--batch", batch).exit_code == 0
     one, two = (load_packets(tmp_path / f"{batch}.odva").packets for batch in ("1", "2"))
-    assert [packet.first_frame for packet in two] == [0, 17]
+    assert [packet.first_frame for packet in two] == [0, 10]  # the made-up scene ends there
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a.latents, b.latents, atol=2e-3)
         np.testing.assert_array_equal(a.timestamps, b.timestamps)

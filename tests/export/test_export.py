@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from nano import NANO, nano_model
-from onedva.model import OneDVA, to_video
+from onedva.model import OneDVA, to_frames, to_video
 from onedva_export import ParityError, export_bundle, to_onnx, verify
 from onedva_export.verify import Case
 from onedva_export.weights import stored_tensors
 from onedva_runtime import VideoCodec
 from onedva_runtime.bundle import read_bundle
 from onedva_runtime.clips import make_clip
+from onedva_runtime.noise import gaussian
+from onedva_runtime.seams import soften
 
 
 def test_bundle_passes_the_runtimes_checks_and_its_own_golden_test(bundle: Path):
@@ -71,6 +73,36 @@ def test_runtime_decodes_what_pytorch_decodes(bundle: Path):
     decoded = codec.decode_clip(packet, num_steps=0)
     assert decoded.shape == frames.shape
     assert np.abs(decoded.astype(int) - pixels.astype(int)).max() <= 1
+
+
+def test_runtime_decodes_the_chain_that_pytorch_decodes(bundle: Path):
+    """A key clip, a full and a short continuation, each on its decoder's own last frame: rounding alone parts them."""
+    codec, model = VideoCodec.from_pretrained(bundle), OneDVA.from_pretrained(bundle)
+    source = make_clip(80, 61, 90, seed=3)[:39]
+    packets = codec.encode(source, tokens=37, keyframe_interval=0)
+    assert [(packet.first_frame, packet.frames, packet.is_key) for packet in packets] == [
+        (0, 17, True), (17, 16, False), (33, 6, False),
+    ]  # fmt: skip
+    decoded = codec.decode(packets, num_steps=2, seed=5)
+    last: np.ndarray | None = None
+    for packet in packets:
+        first = packet.first_frame - (0 if packet.is_key else 1)
+        coded = source[first : packet.first_frame + packet.frames]
+        coded = np.concatenate([coded, np.repeat(coded[-1:], packet.padded_frames - len(coded), axis=0)])
+        noise = gaussian(5, first_frame=first, frames=len(coded), height=64, width=96)
+        with torch.inference_mode():
+            z = model.encode(
+                to_video(torch.from_numpy(coded)[None]), tokens=37, is_key=torch.tensor([packet.is_key])
+            ).latent_dist.mode()
+            context = None if last is None else to_video(torch.from_numpy(last)[None, None])[:, :, 0]
+            video = model.decode(z, num_steps=2, noise=torch.from_numpy(noise)[None], context_frame=context).sample
+        assert np.array_equal(z.anchors[0].numpy(), packet.anchors)
+        assert np.allclose(z.latents[0].numpy(), packet.latents, atol=1e-4)
+        own = to_frames(video)[0][packet.first_frame - first :][: packet.frames]
+        own = own if last is None else soften(last, own)
+        got = decoded[packet.first_frame : packet.first_frame + packet.frames]
+        assert np.abs(got.astype(int) - own.astype(int)).max() <= 1
+        last = got[-1]  # both go on from one frame, or one level of rounding would be compared with its consequences
 
 
 def test_in_context_velocity_model_exports_too(tmp_path: Path):

@@ -132,7 +132,7 @@ def test_seeds_and_frame_numbers_decide_the_noise_and_nothing_else_does(codec: V
 @pytest.mark.parametrize("frames", [1, 16, 17, 18, 40])
 def test_a_video_of_any_length_comes_back_in_order(codec: VideoCodec, frames: int, batch_size: int) -> None:
     clip = video(frames, 20, 30)
-    packets = codec.encode(clip, tokens=16, fps=30, batch_size=batch_size)
+    packets = codec.encode(clip, tokens=16, fps=30, keyframe_interval=1, batch_size=batch_size)
     assert [packet.first_frame for packet in packets] == list(range(0, frames, 17))
     assert sum(packet.frames for packet in packets) == frames and {packet.fps for packet in packets} == {30}
     decoded = codec.decode(packets, num_steps=0, batch_size=batch_size)
@@ -142,28 +142,16 @@ def test_a_video_of_any_length_comes_back_in_order(codec: VideoCodec, frames: in
         np.testing.assert_array_equal(decoded[part], codec.decode_clip(packet, num_steps=0))
 
 
-def test_large_frames_make_shorter_clips(codec: VideoCodec) -> None:
-    clip = video(14, 176, 170)
-    assert codec.clip_frames_for(height=176, width=170) == 13 and codec.clip_frames_for(height=16, width=16) == 17
-    packets = codec.encode(clip, tokens=16)
-    assert [packet.frames for packet in packets] == [13, 1]
-    assert codec.decode(packets, num_steps=0).shape == clip.shape
-    encoder = codec.open_encoder(tokens=16)
-    assert [packet.first_frame for packet in encoder.push(clip) + encoder.flush()] == [0, 13]
-
-
-def test_a_batch_of_mixed_clips_is_grouped_and_equals_one_at_a_time(codec: VideoCodec) -> None:
+def test_a_batch_of_mixed_clips_is_grouped_and_equals_one_at_a_time(codec: VideoCodec, fake_bundle: Path) -> None:
     shapes = [(17, 32, 48), (5, 32, 48), (17, 32, 48), (4, 30, 41), (5, 32, 48), (17, 64, 16), (1, 1, 1)]
     clips = [video(*shape, seed=index) for index, shape in enumerate(shapes)]
     calls: list[str] = []
-    codec._on_timing = lambda stage, seconds: calls.append(stage)
-    try:
-        packets = codec.encode_clips(clips, tokens=16, first_frames=range(0, 700, 100))
-        assert calls.count("encode") == 4  # (4, 30, 41) pads to the size of (5, 32, 48), which stands twice
-        outputs = codec.decode_clips(packets, seed=3)
-        assert calls.count("condition") == 4
-    finally:
-        codec._on_timing = None
+    counted = VideoCodec.from_pretrained(fake_bundle, threads=1, on_timing=lambda stage, seconds: calls.append(stage))
+    calls.clear()  # of the golden test
+    packets = counted.encode_clips(clips, tokens=16, first_frames=range(0, 700, 100))
+    assert calls.count("encode") == 4  # (4, 30, 41) pads to the size of (5, 32, 48), which stands twice
+    outputs = counted.decode_clips(packets, seed=3)
+    assert calls.count("condition") == 4
     for index, (clip, packet, output) in enumerate(zip(clips, packets, outputs, strict=True)):
         single = codec.encode_clip(clip, tokens=16, first_frame=100 * index)
         np.testing.assert_allclose(packet.latents, single.latents, atol=1e-6)
@@ -245,8 +233,8 @@ def test_clips_that_are_too_long_or_too_large_raise(codec: VideoCodec) -> None:
     with pytest.raises(ValueError, match=r"176x176 has 1\.\.13 frames in fake-v1, got 14"):  # 5·11·11 > 600 positions
         codec.encode_clip(np.zeros((14, 176, 176, 3), np.uint8))
     with pytest.raises(ValueError, match="one frame of 400x400 is 625 grid positions of 16x16, fake-v1 takes 600"):
-        codec.encode(np.zeros((1, 400, 400, 3), np.uint8))
-    with pytest.raises(ValueError, match="first_frames must have one number per clip, got 1 for 2"):
+        codec.encode_clip(np.zeros((1, 400, 400, 3), np.uint8))
+    with pytest.raises(ValueError, match="first_frames must have one entry per clip, got 1 for 2"):
         codec.encode_clips([FRAMES, FRAMES], first_frames=[0])
 
 

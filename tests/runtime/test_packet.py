@@ -24,7 +24,7 @@ def packet(codec: VideoCodec) -> Packet:
 BAD_PACKETS: list[tuple[dict[str, Any], str]] = [
     ({"model": "0" * 64}, "made by the model 000000000000…, not by fake-v1"),
     ({"model": ""}, "made by the model unknown"),
-    ({"is_key": False}, "continuation clip"),
+    ({"is_key": False}, "first_frame of a continuation clip must be from 1"),
     ({"frames": 21, "structural": np.zeros((6, 2, 3, 3), np.float32)}, "21 frames; allowed: 17"),
     ({"frames": 0}, "at least 1"),
     ({"frames": 9}, "structural must be float32 of shape"),
@@ -39,6 +39,14 @@ BAD_PACKETS: list[tuple[dict[str, Any], str]] = [
     ({"timestamps": np.zeros(5, np.int64)}, "time_base"),
     ({"fps": 0.0}, "fps must be positive"),
     ({"first_frame": 2**32 - 4}, "first_frame must be from 0"),
+    ({"corner": (8, 0), "frame_size": (64, 64)}, "multiples of 16 from 0: got a tile of 48x32"),
+    ({"corner": (0, -16), "frame_size": (64, 64)}, "multiples of 16 from 0"),
+    ({"corner": (16, 0)}, "inside the frame"),
+    (
+        {"corner": (0, 32), "frame_size": (32, 64)},
+        r"inside the frame: got a tile of 48x32 at \(top, left\) = \(0, 32\)",
+    ),
+    ({"frame_size": (31, 48)}, "inside the frame"),
 ]
 
 
@@ -77,7 +85,43 @@ def test_thinning_keeps_a_prefix_of_everything_that_has_one(packet: Packet) -> N
         packet.thin(-1)
 
 
+def test_a_continuation_clip_counts_new_frames_only() -> None:
+    """Its context frame has a group of the grid, and nothing else."""
+    packet = Packet(
+        structural=np.concatenate([np.zeros((1, 2, 3, 4), np.float32), np.ones((1, 2, 3, 4), np.float32)]),
+        latents=np.ones((2, 5), np.float32),
+        anchors=np.array([6, 11]),
+        is_key=False,
+        frames=4,
+        height=30,
+        width=48,
+        first_frame=1,
+        timestamps=np.arange(4),
+        time_base=Fraction(1, 24),
+    )
+    assert packet.validate() is packet
+    assert (packet.padded_frames, packet.grid) == (5, (2, 2, 3))
+    assert replace(packet, frames=5).padded_frames == 9
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"anchors": np.array([5, 11])}, r"in \[6, 12\), got 5\.\.11"),
+        ({"structural": np.ones((2, 2, 3, 4), np.float32)}, "zeros in group 0"),
+        ({"first_frame": 0}, "first_frame of a continuation clip must be from 1"),
+        ({"timestamps": np.arange(5)}, r"timestamps must be int64 of shape \(4\)"),
+    ]
+    for changes, message in bad:
+        with pytest.raises(PacketError, match=message):
+            replace(packet, **changes).validate()
+
+
+def test_a_tile_knows_the_frame_that_it_is_part_of(packet: Packet) -> None:
+    assert packet.whole_size == (32, 48)
+    tile = replace(packet, corner=(16, 32), frame_size=(48, 80)).validate()
+    assert tile.whole_size == (48, 80) and tile.grid == packet.grid
+
+
 def test_padding() -> None:
     assert [padded_frames(n) for n in (1, 2, 5, 6, 17)] == [1, 5, 5, 9, 17]
+    assert [padded_frames(n, is_key=False) for n in (1, 4, 5, 16)] == [5, 5, 9, 17]
+    assert padded_grid(16, 456, 256, is_key=False) == (5, 29, 16)
     assert [padded_size(n) for n in (1, 16, 17, 456)] == [16, 16, 32, 464]
     assert padded_grid(17, 456, 256) == (5, 29, 16)

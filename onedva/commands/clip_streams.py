@@ -1,0 +1,109 @@
+"""Videos as streams of clips, for the verbs that encode and decode: generators that a pipeline runs in threads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from onedva_runtime import Packet, VideoCodec
+    from onedva_runtime.stream_report import StreamReport
+    from onedva_runtime.video_io import VideoInfo
+
+    Frames = npt.NDArray[np.uint8]
+
+__all__ = ["StreamChoice", "by_clip", "decoded_clips", "encoded_clips"]
+
+logger = logging.getLogger("onedva")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamChoice:
+    """How a video becomes clips and packets, as the command line says."""
+
+    tokens: str = "auto"
+    """1D latents of a clip, or of each tile of a large one."""
+    keyframe_interval: int = 8
+    """Clips from one key clip to the next; 1: key clips only, 0: none but the first and those at cuts."""
+    low_latency: bool = False
+    """Clips of 5 frames, handed on as soon as they are there."""
+    batch: int = 1
+    """Clips per call of the backend."""
+
+    @property
+    def batch_frames(self) -> int:
+        """Frames to read at once: no more than may wait for each other."""
+        return 1 if self.low_latency else 17
+
+
+def encoded_clips(
+    codec: VideoCodec, batches: Iterable[tuple[Frames, npt.NDArray[np.int64]]], *, info: VideoInfo, choice: StreamChoice
+) -> Iterator[list[Packet]]:
+    """Encode frames (n, H, W, 3) and their times (n,) as they come, to the packets of each clip.
+
+    info: of the source; times before zero are moved to start there, as no file that we write has a place for them.
+    """
+    encoder = codec.open_encoder(
+        fps=float(info.fps),
+        tokens=choice.tokens,
+        keyframe_interval=choice.keyframe_interval,
+        clip_frames=5 if choice.low_latency else None,
+        time_base=info.time_base,
+        batch_size=choice.batch,
+    )
+    shift: int | None = None
+    for frames, timestamps in batches:
+        if shift is None:
+            shift = min(0, int(timestamps[0]))
+        yield from by_clip(encoder.push(frames, timestamps - shift))
+    yield from by_clip(encoder.flush())
+
+
+def by_clip(packets: Iterable[Packet]) -> Iterator[list[Packet]]:
+    """Whole clips of packets: one each, or all the tiles of one."""
+    for _, clip in groupby(packets, key=lambda packet: packet.first_frame):
+        yield list(clip)
+
+
+def decoded_clips(
+    codec: VideoCodec, packets: Iterable[Packet], *, steps: int, seed: int
+) -> Iterator[tuple[Frames, StreamReport]]:
+    """Decode packets as they come, to the frames (T, H, W, 3) of each clip and what there is to say of it.
+
+    What was lost is concealed, with a warning. steps: 0 for previews, which need no frame before them.
+    """
+    from onedva_runtime.stream_report import StreamReport
+    from onedva_runtime.whole_frames import gathered, joined
+
+    if steps == 0:
+        for clip in gathered(packets):
+            first = clip[0]
+            report = StreamReport(
+                first_frame=first.first_frame,
+                frames=first.frames,
+                timestamps=first.timestamps,
+                is_key=first.is_key,
+                tokens=sum(packet.tokens for packet in clip),
+            )
+            yield joined(clip, codec.decode_clips(clip, num_steps=0, seed=seed, batch_size=1)), report
+        return
+    reports: list[StreamReport] = []
+    decoder = codec.open_decoder(num_steps=steps, seed=seed, on_report=reports.append)
+
+    def told(outputs: list[Frames]) -> Iterator[tuple[Frames, StreamReport]]:
+        for frames, report in zip(outputs, reports, strict=True):
+            if report.concealed:
+                last = report.first_frame + report.frames - 1
+                logger.warning("frames %d to %d: %s, concealed", report.first_frame, last, report.concealed)
+            yield frames, report
+        reports.clear()
+
+    for packet in packets:
+        yield from told(decoder.push(packet))
+    yield from told(decoder.flush())

@@ -1,0 +1,278 @@
+"""Reading `.odva` files and pipes, packet by packet. Made by `open_packets`; the bytes: container_layout.py.
+
+Every record is checked before it is used, and every claim against the reader's `Limits` before memory or work is spent
+on it. A damaged record raises a typed error, or, with on_error="skip", becomes a `Gap` and reading goes on at the next
+record that is whole; continuation clips after a gap are left out up to the next key clip, since nothing could be done
+with them.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import BinaryIO, Literal, Self, TypeVar
+
+from onedva_runtime import container_layout as layout
+from onedva_runtime.container_layout import Entry, Header
+from onedva_runtime.container_packet import Coded, split
+from onedva_runtime.container_records import Records
+from onedva_runtime.entropy import Tables
+from onedva_runtime.errors import Corrupt, MissingLevels, NotOdva, OverLimit, PacketError, Truncated
+from onedva_runtime.limits import Limits
+from onedva_runtime.packet import Packet
+from onedva_runtime.quantiser import Quantiser
+
+__all__ = ["Gap", "OnError", "PacketReader"]
+
+OnError = Literal["raise", "skip"]
+_T = TypeVar("_T")
+_SEARCHED = 1 << 20  # bytes of a file with a damaged start, in which a setup record may come
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """What could not be read, where on_error is "skip"."""
+
+    offset: int
+    """Where in the file, bytes from its start."""
+    problem: str
+    """What was wrong."""
+    first_frame: int | None
+    """The first frame of the video that is missing for it; None where no clip is missing, only latents of one."""
+
+
+class PacketReader:
+    """Yields the packets of one file in order. Use it in a `with` block.
+
+    Iterating again goes on where it stopped: at a file that is still being written, `Truncated` says that no whole
+    packet follows yet.
+    """
+
+    header: Header
+    """What the packets share."""
+    quantiser: Quantiser
+    """Steps of the clips so far: what saves packets of this file again without changing them."""
+    tables: Tables
+    """Tables of the entropy coder, which travel with the packets."""
+    gaps: list[Gap]
+    """What was left out so far, where on_error is "skip"."""
+    complete: bool
+    """Whether the end of the file has been reached and was whole."""
+
+    def __init__(self, file: BinaryIO, name: str, *, limits: Limits, on_error: OnError, close: bool) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        self._file, self._name, self._limits, self._close = file, name, limits, close
+        self._records, self._skip = Records(file, limits), on_error == "skip"
+        self.gaps, self.complete = [], False
+        self._next_frame, self._frames, self._packets = 0, 0, 0
+        self._waits_for_key, self._from_start = False, True
+        try:
+            self._named(self._open)
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[Packet]:
+        for coded in self.coded():
+            try:
+                packet = self._named(lambda coded=coded: self._decode(coded))
+            except (Corrupt, MissingLevels) as error:
+                if not self._skip:
+                    raise
+                self._lose(error, coded.facts.first_frame)
+                continue
+            yield packet
+
+    def coded(self) -> Iterator[Coded]:
+        """As iterating, but the packets' latents stay coded: for copying and thinning."""
+        while (coded := self._named(self._next)) is not None:
+            yield coded
+
+    def seek(self, *, frame: int | None = None, seconds: float | None = None) -> None:
+        """Go to the last key clip that starts at or before a frame, or a time since the start of the video.
+
+        Raises PacketError for a pipe, and what reading raises; ValueError unless exactly one of both is given.
+        """
+        if (frame is None) == (seconds is None) or not math.isfinite(seconds or 0):
+            raise ValueError(f"seek wants a frame or a finite time, got frame={frame} and seconds={seconds}")
+        keys = [entry for entry in self.index() if entry.is_key]
+        if not keys:
+            raise PacketError(f"{self._name}: no key clip in it to start at")
+        base = self.header.time_base
+        if seconds is not None and base is not None:
+            wanted = keys[0].time + int(seconds / base)
+            place = bisect_right([entry.time for entry in keys], wanted)
+        else:
+            wanted = frame if frame is not None else int((seconds or 0) * self.header.fps)
+            place = bisect_right([entry.first_frame for entry in keys], wanted)
+        chosen = keys[max(0, place - 1)]
+        while place > 1 and keys[place - 2].first_frame == chosen.first_frame:  # the first tile of its clip
+            place, chosen = place - 1, keys[place - 2]
+        self._records.source.seek(chosen.offset)
+        self._next_frame, self._frames = chosen.first_frame, 0
+        self._waits_for_key = self._from_start = self.complete = False
+
+    def index(self) -> list[Entry]:
+        """Every packet's place, from the file's footer; where it has none, or a damaged one, by looking at all packets.
+
+        Raises PacketError for a pipe, and what reading raises.
+        """
+        if not self._records.source.seekable:
+            raise PacketError(f"{self._name}: a pipe cannot be searched")
+        here = self._records.source.offset
+        try:
+            return self._named(self._index)
+        finally:
+            self._records.source.seek(here)
+
+    def close(self) -> None:
+        """Close the file, unless it was given as an object; safe to call twice."""
+        if self._close:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        try:
+            self._records.open()
+            mark, body = self._records.next()
+            if mark != layout.SETUP:
+                raise Corrupt(f"starts with a {mark.decode()} record")
+            self._set_up(body)
+        except (Corrupt, NotOdva) as error:
+            if not self._skip:
+                raise
+            self._find_setup(error)
+
+    def _index(self) -> list[Entry]:
+        """The index; takes the setups that are found with it, since those that packets need may be damaged. Moves."""
+        try:
+            setup, entries = self._records.footer()
+            self._set_up(setup)
+        except (Truncated, Corrupt):
+            setups, entries = self._records.scan()
+            for setup in setups:
+                with suppress(Corrupt):
+                    self._set_up(setup)
+        return entries
+
+    def _find_setup(self, cause: PacketError) -> None:
+        """Take the setup from the end of the file, or from further on; raises `cause` where there is none."""
+        source = self._records.source
+        start = source.offset
+        if source.seekable:
+            with suppress(Truncated, Corrupt):
+                self._set_up(self._records.footer()[0])
+            source.seek(layout.OPENING.size if hasattr(self, "header") else start)
+        while not hasattr(self, "header"):
+            place = source.find((layout.SETUP,), after=1)
+            if place is None or source.offset - start > _SEARCHED:
+                raise cause
+            source.take(place)
+            with suppress(Truncated, Corrupt):
+                self._set_up(self._records.next()[1])
+        self.gaps.append(Gap(offset=start, problem=str(cause), first_frame=None))
+
+    def _set_up(self, body: bytes) -> None:
+        header, tables, quantiser = layout.unpack_setup(body)
+        if header.width * header.height > self._limits.max_pixels:
+            size, limit = f"{header.width}x{header.height}", self._limits.max_pixels
+            raise OverLimit(f"frames of {size}, over the limit of {limit} pixels (Limits.max_pixels)")
+        if hasattr(self, "header"):
+            if header != self.header:
+                raise Corrupt("it changes its header on the way")
+            quantiser = replace(quantiser, levels={**self.quantiser.levels, **quantiser.levels})
+        self.header, self.tables, self.quantiser = header, tables, quantiser
+
+    def _decode(self, coded: Coded) -> Packet:
+        try:
+            return coded.decode(self.header, self.quantiser, self.tables)
+        except MissingLevels:
+            if not (self._skip and self._records.source.seekable):
+                raise
+        self.index()  # the setup that brought them may be damaged: there is another at the end
+        return coded.decode(self.header, self.quantiser, self.tables)
+
+    def _next(self) -> Coded | None:
+        """The next packet; None at the end of the file, or of what can be read of it."""
+        while not self.complete:
+            try:
+                coded = self._take_record(*self._records.next())
+            except Truncated as error:
+                if not self._skip:
+                    raise
+                if not self.gaps or self.gaps[-1].offset != self._records.offset:
+                    self._lose(error, self._next_frame)
+                return None
+            except Corrupt as error:
+                if not self._skip:
+                    self._records.again()
+                    raise
+                self._lose(error, self._next_frame)
+                self._records.resynchronise()
+                continue
+            if coded is not None:
+                return coded
+        return None
+
+    def _take_record(self, mark: bytes, body: bytes) -> Coded | None:
+        """What a whole record says: a packet to give out, or nothing."""
+        if mark == layout.PACKET:
+            return self._take_packet(split(body, partial=self._skip))
+        if mark == layout.SETUP:
+            self._set_up(body)
+        elif mark == layout.INDEX:  # for those who search; here, its checksum only
+            deque(layout.sections(body), maxlen=0)
+        else:
+            _, _, count = layout.unpack_end(body)
+            if self._from_start and not self.gaps and self._packets != count:
+                raise Corrupt(f"its end counts {count} packets, there are {self._packets}")
+            if self._records.source.look(1):
+                raise Corrupt("bytes follow after its end")
+            self.complete = True
+        return None
+
+    def _take_packet(self, coded: Coded) -> Coded | None:
+        facts = coded.facts
+        coded.check(self.header, self._limits)
+        self._packets += 1
+        if self._skip and self._waits_for_key:
+            if not facts.is_key or (facts.tile is not None and facts.tile[:2] != (0, 0)):
+                return None
+            self._waits_for_key = False
+        same_clip = facts.tile is not None and facts.tile[:2] != (0, 0)
+        self._frames += 0 if same_clip else facts.frames
+        if self._frames > self._limits.max_frames:
+            raise OverLimit(f"more than {self._limits.max_frames} frames (Limits.max_frames)")
+        if coded.lost is not None:
+            self.gaps.append(Gap(offset=self._records.offset, problem=coded.lost, first_frame=None))
+        self._next_frame = facts.first_frame + facts.frames
+        return coded
+
+    def _lose(self, error: PacketError, first_frame: int) -> None:
+        clip = self._records.mark in (b"", layout.PACKET)  # of a record whose head is damaged nothing is known
+        self._waits_for_key |= clip
+        self.gaps.append(
+            Gap(offset=self._records.offset, problem=str(error), first_frame=first_frame if clip else None)
+        )
+
+    def _named(self, step: Callable[[], _T]) -> _T:
+        """Run a step; its errors name the file, once."""
+        try:
+            return step()
+        except PacketError as error:
+            if str(error).startswith(f"{self._name}: "):
+                raise
+            raise type(error)(f"{self._name}: {error}") from error

@@ -1,0 +1,111 @@
+"""The records of an `.odva` file or pipe, each checked before it is given out; and the index, from the file's end or by
+looking at every packet. What the records mean is container_read.py's."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from onedva_runtime import container_layout as layout
+from onedva_runtime.container_layout import Entry
+from onedva_runtime.container_packet import split
+from onedva_runtime.container_source import Source
+from onedva_runtime.errors import Corrupt, OverLimit, Truncated
+from onedva_runtime.limits import Limits
+
+__all__ = ["Records"]
+
+
+class Records:
+    """A stream of records, of which one that is damaged or not all there can be told from one that is whole."""
+
+    def __init__(self, file: BinaryIO, limits: Limits) -> None:
+        self.source, self._limits = Source(file), limits
+        self.offset = 0
+        """Where the record begins that was last asked for."""
+        self.mark = b""
+        """Its mark, empty where its head is damaged."""
+
+    def open(self) -> None:
+        """Take the opening of the file; raises NotOdva."""
+        layout.check_opening(self.source.look(layout.OPENING.size))
+        self.source.take(layout.OPENING.size)
+
+    def next(self) -> tuple[bytes, bytes]:
+        """Mark and body of the next record, taken.
+
+        Truncated, and nothing taken, where it is not all there; Corrupt where none starts here; OverLimit.
+        """
+        self.offset, self.mark = self.source.offset, b""
+        head = self.source.look(layout.RECORD.size)
+        if len(head) < layout.RECORD.size:
+            raise Truncated("cut off, or still being written: no whole record follows")
+        found = layout.record_head(head)
+        if found is None:
+            raise Corrupt("damaged: no record starts here")
+        mark, length = found
+        most = self._limits.max_packet_bytes
+        if length > most:
+            raise OverLimit(f"a record of {length} bytes; allowed: {most} (Limits.max_packet_bytes)")
+        body = self.source.look(length, after=len(head))
+        if len(body) < length:
+            raise Truncated(f"cut off, or still being written: {length - len(body)} bytes of a record are missing")
+        self.source.take(len(head) + length)
+        self.mark = mark
+        return mark, body
+
+    def again(self) -> None:
+        """Go back to the record that was last asked for, where that can be done."""
+        if self.source.seekable:
+            self.source.seek(self.offset)
+
+    def resynchronise(self) -> None:
+        """After a damaged record, go to the next one that starts whole, or to the end of what there is."""
+        if self.source.offset > self.offset:  # only the body was damaged, the next record follows
+            return
+        while (place := self.source.find(layout.MARKS, after=1)) is not None:
+            self.source.take(place)
+            head = self.source.look(layout.RECORD.size)
+            if len(head) < layout.RECORD.size or layout.record_head(head) is not None:
+                return
+
+    def footer(self) -> tuple[bytes, list[Entry]]:
+        """The last setup's body and the index of a file that has its end; raises Truncated or Corrupt. Moves."""
+        size = self.source.size()
+        self.source.seek(max(0, size - layout.END_SIZE))
+        mark, body = self.next()
+        if mark != layout.END:
+            raise Truncated("it has no end record")
+        places = layout.unpack_end(body)[:2]
+        if max(places) > size:
+            raise Corrupt("its end names places outside the file")
+        bodies: list[bytes] = []
+        for place, wanted in zip(places, (layout.SETUP, layout.INDEX), strict=True):
+            self.source.seek(place)
+            mark, body = self.next()
+            if mark != wanted:
+                raise Corrupt("its end does not name its setup and index")
+            bodies.append(body)
+        return bodies[0], layout.unpack_index(bodies[1], size=size)
+
+    def scan(self) -> tuple[list[bytes], list[Entry]]:
+        """Bodies of all setups, and the index, of a file without an end; what is damaged is not in it. Moves."""
+        self.source.seek(layout.OPENING.size)
+        setups: list[bytes] = []
+        entries: list[Entry] = []
+        while True:
+            try:
+                mark, body = self.next()
+                if mark == layout.END:
+                    return setups, entries
+                if mark == layout.SETUP:
+                    setups.append(body)
+                elif mark == layout.PACKET:
+                    coded = split(body, partial=True)
+                    facts = coded.facts
+                    time = facts.timestamps[0] if facts.timestamps else 0
+                    key = int(facts.is_key)
+                    entries.append(Entry(self.offset, facts.first_frame, facts.frames, key, coded.tokens, time))
+            except Truncated:
+                return setups, entries
+            except Corrupt:
+                self.resynchronise()

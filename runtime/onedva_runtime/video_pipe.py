@@ -1,0 +1,226 @@
+"""Videos in pipes, uncompressed: what stands between `onedva` and the program before or after it.
+
+Out (`PipeWriter`) as "y4m", which every tool reads and which has a fixed rate and no time stamps; as "nut", FFmpeg's
+own container, RGB bit for bit with time stamps; or as "raw", the bare bytes of RGB frames. In, `open_reader` reads y4m,
+nut, and whatever else it reads of files that need no going back; `RawReader` reads bare bytes, whose size and rate only
+the user knows.
+"""
+
+# pyright: reportUnknownMemberType=false, reportPrivateImportUsage=false
+# (PyAV leaves the types of packets open.)
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from .colour import Colour, untagged_matrix
+from .errors import VideoError
+from .limits import Limits
+from .video_info import VideoInfo
+from .video_open import reason
+from .video_write import to_yuv
+
+__all__ = ["PIPE_FORMATS", "PipeWriter", "RawFormat", "RawReader"]
+
+PIPE_FORMATS = ("y4m", "nut", "raw")
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """What is to be known of bare RGB frames."""
+
+    width: int
+    height: int
+    fps: Fraction
+
+    @classmethod
+    def parse(cls, text: str) -> RawFormat:
+        """From "WIDTHxHEIGHT@FPS", the rate a number or a fraction: "640x360@30000/1001". Raises ValueError."""
+        match = re.fullmatch(r"(\d{1,5})x(\d{1,5})@(\d{1,9}(?:\.\d{1,9}|/\d{1,9})?)", text.strip())
+        try:
+            if match is None or min(int(match[1]), int(match[2])) < 1 or Fraction(match[3]) <= 0:
+                raise ValueError
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(
+                f"a raw format is WIDTHxHEIGHT@FPS, such as 640x360@24 or 640x360@30000/1001; got {text!r}"
+            ) from None
+        return cls(int(match[1]), int(match[2]), Fraction(match[3]))
+
+
+class RawReader:
+    """Reads bare RGB frames from a stream, as `VideoReader` reads a file. For one thread."""
+
+    info: VideoInfo
+    """What was said about the frames; `frames` and `truncated` are final once everything was read."""
+
+    def __init__(self, file: BinaryIO, raw: RawFormat, *, batch: int = 17, limits: Limits | None = None) -> None:
+        """file: open for reading, not closed. batch: frames per step. Raises VideoError over `limits`."""
+        self._file, self._batch, self._limits = file, batch, limits or Limits()
+        if raw.width * raw.height > self._limits.max_pixels:
+            most = self._limits.max_pixels
+            raise VideoError(f"frames of {raw.width}x{raw.height}, over the limit of {most} pixels (Limits.max_pixels)")
+        self.info = VideoInfo(
+            width=raw.width,
+            height=raw.height,
+            frames=None,
+            fps=raw.fps,
+            time_base=1 / raw.fps,
+            duration_s=None,
+            colour=Colour("rgb", True, "unknown", "unknown", False),
+            codec="rawvideo",
+            pixel_format="rgb24",
+            rotation=0,
+            mirrored=False,
+            has_audio=False,
+        )
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Yield (frames (n, H, W, 3), timestamps (n,)), n = batch but for the last. Raises VideoError for a last frame
+        that is cut off, after all whole ones, and over the limits."""
+        shape = self.info.height, self.info.width, 3
+        size, first = shape[0] * shape[1] * 3, 0
+        while True:
+            frames = np.empty((self._batch, *shape), np.uint8)
+            view, filled = frames.data.cast("B"), 0
+            while filled < len(view):
+                count = self._file.readinto(view[filled:])  # type: ignore[attr-defined]
+                if not count:
+                    break
+                filled += count
+            whole = filled // size
+            if first + whole > self._limits.max_frames:
+                raise VideoError(f"more than {self._limits.max_frames} frames (Limits.max_frames)")
+            if whole:
+                yield frames[:whole], np.arange(first, first + whole, dtype=np.int64)
+            first += whole
+            if filled % size:
+                rest = f"{filled % size} bytes after frame {first}"
+                raise VideoError(f"the pipe: {rest}, where a frame of {shape[1]}x{shape[0]} has {size}: another size?")
+            if filled < len(view):
+                self.info = replace(self.info, frames=first)
+                return
+
+    def close(self) -> None:
+        """Nothing to close: the stream is the caller's."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class PipeWriter:
+    """Writes uncompressed frames to a binary stream, which need not be seekable, as `VideoWriter` writes a file."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        *,
+        width: int,
+        height: int,
+        fps: Fraction | float,
+        time_base: Fraction | None = None,
+        kind: str = "y4m",
+    ) -> None:
+        """file: open for writing, not closed. width, height, fps, time_base: as `VideoWriter`. kind: see above; y4m is
+        YUV as video files are, 4:2:0 where both sides are even, else 4:4:4. Raises ValueError, VideoError."""
+        if kind not in PIPE_FORMATS:
+            raise ValueError(f"a pipe carries one of {', '.join(PIPE_FORMATS)}; got {kind!r}")
+        self._file, self._kind, self._shape = file, kind, (height, width, 3)
+        rate = Fraction(fps).limit_denominator(1_000_000)
+        self._time_base = time_base if time_base is not None and kind == "nut" else 1 / rate
+        self._count = 0
+        self._last: int | None = None
+        self._to_yuv = VideoReformatter()
+        self._format = "rgb24" if kind == "nut" else "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
+        self._matrix = untagged_matrix(width, height)  # y4m cannot name one, so readers will take this for it
+        self._container: Any = None
+        if kind == "raw":
+            return
+        try:
+            muxer, encoder = {"y4m": ("yuv4mpegpipe", "wrapped_avframe"), "nut": ("nut", "rawvideo")}[kind]
+            self._container = av.open(_Forward(file), "w", format=muxer)
+            stream: Any = self._container.add_stream(encoder, rate)
+            context = stream.codec_context
+            context.width, context.height, context.pix_fmt = width, height, self._format
+            context.time_base = stream.time_base = self._time_base
+            context.open()
+            self._stream = stream
+        except (FFmpegError, ValueError, LookupError) as error:
+            raise VideoError(f"the pipe: cannot write {kind} ({reason(error)})") from error
+
+    def write(self, frames: NDArray[np.uint8], timestamps: NDArray[np.int64] | None = None) -> None:
+        """Append frames (n, H, W, 3) uint8 RGB with their times (n,) in ticks, which only nut keeps. Raises VideoError
+        where nobody reads."""
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != self._shape:
+            wanted = ", ".join(map(str, self._shape))
+            raise ValueError(f"frames must be uint8 of shape (n, {wanted}), got {frames.dtype} of shape {frames.shape}")
+        try:
+            for index, picture in enumerate(frames):
+                if self._container is None:
+                    _write_all(self._file, np.ascontiguousarray(picture))
+                    continue
+                if self._kind == "nut":
+                    frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                else:
+                    frame = to_yuv(self._to_yuv, picture, self._format, matrix=self._matrix)
+                timed = timestamps is not None and self._kind == "nut"
+                frame.pts = int(timestamps[index]) if timed and timestamps is not None else self._count
+                frame.time_base = self._time_base
+                self._count += 1
+                self._container.mux(self._stream.encode(frame))
+        except (FFmpegError, OSError) as error:
+            raise VideoError(f"the pipe: writing failed ({reason(error)})") from error
+
+    def close(self) -> None:
+        """Write what is left; the stream stays open. Raises VideoError where nobody reads."""
+        container, self._container = self._container, None
+        try:
+            if container is not None:
+                container.mux(self._stream.encode(None))
+                container.close()
+            self._file.flush()
+        except (FFmpegError, OSError) as error:
+            raise VideoError(f"the pipe: writing failed ({reason(error)})") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+
+class _Forward:
+    """A stream that FFmpeg can only write on to."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        """Write all of it."""
+        _write_all(self._file, data)
+        return len(data)
+
+
+def _write_all(file: BinaryIO, data: Any) -> None:
+    """An unbuffered pipe takes what it has room for."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[file.write(view) :]

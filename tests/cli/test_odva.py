@@ -1,0 +1,74 @@
+"""`onedva thin`, and `onedva info` of `.odva` files, whole and damaged."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from onedva_runtime.container import load_packets
+
+Run = Callable[..., Result]
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def coded(run: Run, video: Path, tmp_path: Path) -> Path:
+    assert run("encode", video, tmp_path / "a.odva", "--tokens", "16").exit_code == 0
+    return tmp_path / "a.odva"
+
+
+def test_info_counts_every_bit(run: Run, coded: Path, tmp_path: Path) -> None:
+    report = json.loads(run("info", coded, "--json", "--plot", tmp_path / "a.png").stdout)
+    assert sum(report["bits"].values()) == 8 * coded.stat().st_size == 8 * report["bytes"]
+    assert (report["clips"], report["key_clips"], report["tokens"]) == (2, 2, [16, 16])
+    assert report["complete"] and report["problems"] == [] and report["model_name"] is None
+    assert [clip["first_frame"] for clip in report["packets"]] == [0, 17]
+    assert report["bits"]["structural"] == sum(clip["structural_bits"] for clip in report["packets"]) > 0
+    assert report["kbps"] == pytest.approx(8e-3 * report["bytes"] / report["seconds"])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    shown = run("info", coded).stdout
+    assert "not a shipped one" in shown and "whole" in shown and "structural kbit" in shown
+
+
+def test_info_tells_of_damage_and_of_what_is_left(run: Run, coded: Path, tmp_path: Path) -> None:
+    data = bytearray(coded.read_bytes())
+    (tmp_path / "cut.odva").write_bytes(data[:-60])
+    result = run("info", tmp_path / "cut.odva", "--json")
+    assert result.exit_code == 2 and "cut off" in result.stderr
+    report = json.loads(result.stdout)
+    assert report["clips"] == 2 and not report["complete"]
+    data[data.index(b"PKT2") + 40] ^= 1
+    (tmp_path / "bad.odva").write_bytes(data)
+    result = run("info", tmp_path / "bad.odva", "--json")
+    assert result.exit_code == 2 and "checksum" in result.stderr
+    assert [clip["first_frame"] for clip in json.loads(result.stdout)["packets"]] == [17]
+
+
+def test_thin_leaves_latents_out(run: Run, coded: Path, tmp_path: Path, refused: Refused) -> None:
+    result = run("thin", coded, tmp_path / "b.odva", "--tokens", "0", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["tokens"], report["tokens_before"]) == ([0, 0], [16, 16])
+    assert report["bytes"] == (tmp_path / "b.odva").stat().st_size < report["bytes_before"]
+    assert [packet.tokens for packet in load_packets(tmp_path / "b.odva").packets] == [0, 0]
+    assert run("decode", tmp_path / "b.odva", tmp_path / "b.mp4").exit_code == 0
+    assert run("thin", coded, tmp_path / "c.odva", "--max-kbps", "1000000").exit_code == 0
+    assert load_packets(tmp_path / "c.odva").packets[0].tokens == 16
+
+    refused(run("thin", coded, tmp_path / "b.odva", "--tokens", "0"), "exists", "-f")
+    refused(run("thin", coded, tmp_path / "d.odva"), "one of them")
+    refused(run("thin", coded, tmp_path / "d.odva", "--tokens", "1", "--max-kbps", "9"), "one of them")
+    refused(run("thin", coded, tmp_path / "d.odva", "--max-kbps", "0.5"), "without any 1D latents")
+    refused(run("thin", coded, coded, "-f", "--tokens", "0"), "the input itself")
+    refused(run("thin", coded, tmp_path / "d.mp4", "--tokens", "0"), ".odva")
+    refused(run("info", tmp_path / "b.mp4", "--plot", tmp_path / "b.png"), "--plot shows an .odva file")
+    refused(run("info", "--plot", tmp_path / "b.png"), "--plot shows an .odva file")
+    assert not (tmp_path / "d.odva").exists() and not (tmp_path / "b.png").exists()
+
+
+def test_a_coarser_quantiser_gives_a_smaller_file(run: Run, coded: Path, video: Path, tmp_path: Path) -> None:
+    assert run("encode", video, tmp_path / "b.odva", "--tokens", "16", "--quantiser", "1").exit_code == 0
+    assert (tmp_path / "b.odva").stat().st_size < coded.stat().st_size
+    assert load_packets(tmp_path / "b.odva").header.step == 1
