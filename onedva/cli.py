@@ -23,6 +23,7 @@ from onedva.commands.options import (
     Backend,
     Batch,
     Device,
+    Dtype,
     Force,
     Json,
     KeyframeInterval,
@@ -94,6 +95,7 @@ def encode(
     ] = None,
     batch: Batch = 1,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -109,7 +111,7 @@ def encode(
     from onedva.commands.coding import CodecChoice, encode_file
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     stream = StreamChoice(tokens=tokens, keyframe_interval=keyframe_interval, low_latency=low_latency, batch=batch)
     encode_file(source, target, choice=choice, stream=stream, step=quantiser, raw=raw, force=force, terminal=terminal)
 
@@ -131,6 +133,7 @@ def decode(
         str, typer.Option("--pipe", help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB.")
     ] = "y4m",
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -144,7 +147,7 @@ def decode(
     from onedva.commands.coding import CodecChoice, decode_file
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     decode_file(
         source,
         target,
@@ -173,6 +176,7 @@ def reconstruct(
         Path | None, typer.Option("--picture", help="A PNG to write: source | reconstruction | error.")
     ] = None,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -188,7 +192,7 @@ def reconstruct(
     from onedva.commands.reconstruct import reconstruct_file
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     reconstruct_file(
         source,
         target,
@@ -211,6 +215,7 @@ def info(
     ] = None,
     model: Model = "tiny",
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     plot: Annotated[
         Path | None, typer.Option("--plot", help="A PNG to write: bits and latents of an .odva file over time.")
     ] = None,
@@ -229,7 +234,7 @@ def info(
     if path is None and plot is not None:
         raise ValueError("--plot shows an .odva file, name one")
     if path is None:
-        show_install(choice=CodecChoice(model=model, backend=backend), terminal=terminal)
+        show_install(choice=CodecChoice(model=model, backend=backend, dtype=dtype), terminal=terminal)
     else:
         show_path(path, plot=plot, force=force, terminal=terminal)
 
@@ -250,6 +255,7 @@ def bench(
     ] = 5,
     seed: Seed = 0,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     output: Annotated[
@@ -265,7 +271,7 @@ def bench(
     from onedva.commands.sweep import Timing
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     timing = Timing(runs=runs, time_box=time_box)
     plan = Plan.parse(lengths=lengths, steps=steps, size=size, timing=timing, seed=seed)
     bench_codec(source, plan=plan, choice=choice, output=output, force=force, terminal=terminal)
@@ -278,6 +284,7 @@ def demo(
     model: Model = "tiny",
     seed: Seed = 0,
     backend: Backend = "auto",
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     threads: Threads = None,
     force: Force = False,
@@ -292,7 +299,7 @@ def demo(
     from onedva.commands.demo import run_demo
 
     terminal = Terminal(quiet=quiet, as_json=json)
-    choice = CodecChoice(model=model, backend=backend, device=device, threads=threads)
+    choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     run_demo(Path(video) if video else None, output, choice=choice, seed=seed, force=force, terminal=terminal)
 
 

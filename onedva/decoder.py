@@ -183,13 +183,28 @@ class Decoder(nn.Module):
         expected = torch.where(noise == 0, transform.coefficient_std.square(), kept.square() * usual + noise)
         hidden, context = self.features(self.patch_in(seen.to(noisy.dtype) * expected.rsqrt()), t, condition)
         with torch.autocast(noisy.device.type, enabled=False):
-            local = self.log_variance(context.float()).clamp(-6.0, 6.0).exp()  # (B, Tg, P, 1)
-            predicted = self.patch_out(hidden.float()) * transform.remainder_std
-            predicted = predicted + self.from_context(seen.float(), t, condition, local, transform)
+            predicted, local = self.predicted(hidden, context, seen.float(), t, condition, transform)
             variance = usual * local
             gain = kept * variance / (kept.square() * variance + noise).clamp(min=1e-8)
             predicted = predicted + gain * (seen.float() - kept * predicted)
         return predicted.flatten(1, 2)
+
+    def predicted(
+        self,
+        hidden: Tensor,
+        context: Tensor,
+        seen: Tensor,
+        t: Tensor,
+        condition: Condition,
+        transform: PatchTransform,
+    ) -> tuple[Tensor, Tensor]:
+        """r̂ (B, Tg, P, R) before `noisy` corrects it, and the variance of what it lacks over the usual (B, Tg, P, 1).
+
+        hidden, context: of `features`. seen: at least the first group of what `remainder` sees.
+        """
+        local = self.log_variance(context.float()).clamp(-6.0, 6.0).exp()
+        predicted = self.patch_out(hidden.float()) * transform.remainder_std
+        return predicted + self.from_context(seen, t, condition, local, transform), local
 
     def from_context(
         self, seen: Tensor, t: Tensor, condition: Condition, local: Tensor, transform: PatchTransform

@@ -77,7 +77,12 @@ class Encoder(nn.Module):
 
         transform: the model's, where `config.pca`.
         """
-        patches = patchify(video)  # (B, Tg, Hg, Wg, 3072)
+        return self.encode_patches(patchify(video), resolution, is_key, anchors, transform)
+
+    def encode_patches(
+        self, patches: Tensor, resolution: Tensor, is_key: Tensor, anchors: Tensor, transform: PatchTransform | None
+    ) -> EncoderOutput:
+        """As `forward`, from patches (B, Tg, Hg, Wg, 3072)."""
         batch, groups, height, width, _ = patches.shape
         count = anchors.shape[1]
         flat = patches.reshape(batch, groups * height * width, PATCH_VALUES)
@@ -93,10 +98,10 @@ class Encoder(nn.Module):
         tokens = self.resolution(resolution, is_key).to(embedded.dtype)
         hidden = torch.cat([tokens, embedded], dim=1)  # (B, 5 + N, D)
 
-        positions = grid_positions(groups, height, width, video.device)
+        positions = grid_positions(groups, height, width, patches.device)
         hidden_rotations = rope_rotations(torch.cat([positions.new_zeros(tokens.shape[1], 3), positions]))[None]
         query_rotations = rope_rotations(anchor_positions(anchors, height, width))
-        index = torch.arange(count, device=video.device)
+        index = torch.arange(count, device=patches.device)
         causal = index[:, None] >= index[None, :]  # (K, K)
         mask = torch.cat([causal.new_ones(count, hidden.shape[1]), causal], dim=1)  # (K, 5 + N + K)
         for block in self.blocks:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from onedva_runtime.placement import PATCH_FRAMES, PATCH_SIZE
 
+ROW = 3 * PATCH_SIZE  # values of one row of a patch, which lie together in packed frames
+
 
 def patchify(video: Tensor) -> Tensor:
     """(B, 3, T, H, W) → (B, Tg, Hg, Wg, 3072). Frame 0 is repeated four times to fill a group of its own."""
@@ -17,14 +19,42 @@ def patchify(video: Tensor) -> Tensor:
     return rearrange(video, "b c (t f) (h p) (w q) -> b t h w (f p q c)", f=PATCH_FRAMES, p=PATCH_SIZE, q=PATCH_SIZE)
 
 
+def patchify_frames(frames: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) → patches (B, Tg, Hg, Wg, 3072) in [-1, 1]: `patchify` of what was never a planar video.
+
+    For graphs that begin with frames. A row of a patch moves as a whole: half of the time of moving single values.
+    """
+    rows = torch.cat([frames[:, :1].expand(-1, PATCH_FRAMES, -1, -1, -1), frames[:, 1:]], dim=1).flatten(3)
+    rows = rows.float() / 127.5 - 1.0
+    return rearrange(rows, "b (t f) (h p) (w n) -> b t h w (f p n)", f=PATCH_FRAMES, p=PATCH_SIZE, n=ROW)
+
+
 def unpatchify(patches: Tensor) -> Tensor:
     """(B, Tg, Hg, Wg, 3072) → (B, 3, 1 + 4(Tg − 1), H, W): inverse of `patchify`; frame 0 averages its four outputs."""
-    video = rearrange(
-        patches, "b t h w (f p q c) -> b c (t f) (h p) (w q)", f=PATCH_FRAMES, p=PATCH_SIZE, q=PATCH_SIZE, c=3
-    )
-    # split, not slices: the gradient of a slice is a whole video of zeros first
-    first, others = video.split([PATCH_FRAMES, video.shape[2] - PATCH_FRAMES], dim=2)
-    return torch.cat([first.mean(dim=2, keepdim=True), others], dim=2)
+    # split, not slices: the gradient of a slice is a whole video of zeros first; and of groups, which lie one after the
+    # other, not of frames, which would be copied
+    first, others = patches.split([1, patches.shape[1] - 1], dim=1)
+    first = rearrange(first, "b 1 h w (f n) -> b 1 h w f n", f=PATCH_FRAMES).mean(dim=-2)
+    return torch.cat([frames_of(first, 1), frames_of(others, PATCH_FRAMES)], dim=2)
+
+
+def frames_of(patches: Tensor, frames: int) -> Tensor:
+    """Patches of `frames` frames each, (B, Tg, Hg, Wg, 768·frames), → (B, 3, Tg·frames, H, W)."""
+    return rearrange(patches, "b t h w (f p q c) -> b c (t f) (h p) (w q)", f=frames, p=PATCH_SIZE, q=PATCH_SIZE, c=3)
+
+
+def to_levels(values: Tensor) -> Tensor:
+    """[-1, 1] → uint8, rounded (halves to even) and clipped."""
+    return ((values + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def pack_patches(patches: Tensor, frames: int) -> Tensor:
+    """Patches in [-1, 1] of `frames` frames each, (B, Tg, Hg, Wg, 768·frames), → uint8 (B, Tg·frames, H, W, 3).
+
+    Rows of patches move as a whole, as in `patchify_frames`, and as floats: runtimes move bytes more slowly.
+    """
+    rows = rearrange(patches, "b t h w (f p n) -> b (t f) (h p) (w n)", f=frames, p=PATCH_SIZE, n=ROW)
+    return to_levels(rows).unflatten(3, (-1, 3))
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,16 @@ class PatchTransform(nn.Module):
         patches = torch.nn.functional.linear(rows, self.basis.T, self.mean.to(rows.dtype))
         return patches.reshape(*coefficients.shape[:-1], PATCH_VALUES)
 
+    def first_frame(self, coefficients: Tensor) -> Tensor:
+        """Frame 0 of `patches` of a first group, its four outputs averaged: (…, R) → (…, 768)."""
+        basis = self.basis.unflatten(1, (PATCH_FRAMES, -1)).mean(dim=1)
+        mean = self.mean.unflatten(0, (PATCH_FRAMES, -1)).mean(dim=0)
+        return coefficients @ basis + mean
+
+    def of_first_frame(self, values: Tensor) -> Tensor:
+        """Coefficients of a group that is one frame four times, without the mean: (…, 768) → (…, R)."""
+        return values @ self.basis.unflatten(1, (PATCH_FRAMES, -1)).sum(dim=1).T
+
     def analyse(self, coefficients: Tensor, is_key: Tensor) -> tuple[Tensor, Tensor]:
         """coefficients (B, Tg, Hg, Wg, R) → structural (B, Tg, Hg, Wg, Zs) and layers of latents (B, Tg, Hg, Wg, Z).
 

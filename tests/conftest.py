@@ -105,6 +105,14 @@ def fake_bundle(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
     return fake.make_fake_bundle(tmp_path_factory.mktemp("bundles") / "fake-v1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled graphs and measured choices of the tests go into a cache of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONEDVA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """Verbs set up the package's logger for a process of their own; the next test must not see that."""

@@ -12,6 +12,8 @@ from torch.export import Dim
 
 from onedva.decoder import Condition
 from onedva.model import OneDVA
+from onedva.one_step import has_one_step, one_step
+from onedva.patches import patchify_frames
 from onedva_runtime import placement
 
 OPSET = 23
@@ -26,8 +28,7 @@ class EncoderGraph(nn.Module):
         self.encoder, self.transform = model.encoder, model.transform
 
     def forward(self, frames: Tensor, resolution: Tensor, is_key: Tensor, anchors: Tensor) -> tuple[Tensor, ...]:
-        video = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
-        output = self.encoder(video, resolution, is_key, anchors, self.transform)
+        output = self.encoder.encode_patches(patchify_frames(frames), resolution, is_key, anchors, self.transform)
         return output.structural_mean, output.latents_mean, output.predicted_error
 
 
@@ -63,6 +64,30 @@ class VelocityGraph(nn.Module):
         return self.decoder.velocity(noisy_video, t, Condition(context, keys_values, preview), self.transform)
 
 
+class OneStepGraph(nn.Module):
+    """Latents → frames uint8 (B, T, H, W, 3) by one step: what condition, noise and velocity give, in one go."""
+
+    def __init__(self, model: OneDVA) -> None:
+        super().__init__()
+        self.decoder, self.transform = model.decoder, model.transform
+
+    def forward(
+        self,
+        structural: Tensor,
+        latents: Tensor,
+        anchors: Tensor,
+        has_latents: Tensor,
+        resolution: Tensor,
+        is_key: Tensor,
+        context_frame: Tensor,
+    ) -> Tensor:
+        assert self.transform is not None
+        condition = self.decoder.condition(
+            structural, latents, anchors, has_latents, resolution, is_key, self.transform
+        )
+        return one_step(self.decoder, condition, is_key, context_frame, self.transform)
+
+
 @dataclass(frozen=True)
 class GraphPlan:
     """One graph to export: module, groups of its longest clip, example inputs by name, the symbol of each axis, output
@@ -77,7 +102,7 @@ class GraphPlan:
 
 
 def plan_graphs(model: OneDVA) -> list[GraphPlan]:
-    """The three graphs with example inputs: 2 clips of 9 frames (or all that the model takes), 48×80, 24 latents."""
+    """The graphs with example inputs: 2 clips of 9 frames (or all that the model takes), 48×80, 24 latents."""
     config = model.config
     most = placement.grid_of(config.clip_frames, 16, 16)[0]
     batch, groups, height, width, count = 2, min(3, most), 3, 5, 24
@@ -104,7 +129,14 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
         condition = model.decoder.condition(
             structural, latents, anchors, has_latents, **common, transform=model.transform
         )
-    return [
+    latent_inputs = {"structural": structural, "latents": latents, "anchors": anchors, "has_latents": has_latents}
+    latent_symbols: dict[str, tuple[int | str, ...]] = {
+        "structural": (*grid, config.structural_channels),
+        "latents": ("B", "K", config.latent_channels),
+        "anchors": ("B", "K"),
+        "has_latents": ("B",),
+    }
+    plans = [
         GraphPlan(
             "encoder",
             EncoderGraph(model),
@@ -125,14 +157,8 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
             "condition",
             ConditionGraph(model),
             most,
-            {"structural": structural, "latents": latents, "anchors": anchors, "has_latents": has_latents, **common},
-            {
-                "structural": (*grid, config.structural_channels),
-                "latents": ("B", "K", config.latent_channels),
-                "anchors": ("B", "K"),
-                "has_latents": ("B",),
-                **resolution,
-            },
+            {**latent_inputs, **common},
+            {**latent_symbols, **resolution},
             {"context": (*grid, condition.context.shape[-1]), "keys_values": keys_values, "preview": pixels},
         ),
         GraphPlan(
@@ -156,6 +182,19 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
             {"velocity": pixels},
         ),
     ]
+    if has_one_step(config):
+        context_frame = torch.randint(0, 256, (batch, *video[3:], 3), dtype=torch.uint8)
+        plans.append(
+            GraphPlan(
+                "one_step",
+                OneStepGraph(model),
+                most,
+                {**latent_inputs, **common, "context_frame": context_frame},
+                {**latent_symbols, **resolution, "context_frame": ("B", "H", "W", 3)},
+                {"frames": ("B", "T", "H", "W", 3)},
+            )
+        )
+    return plans
 
 
 def export_graph(plan: GraphPlan) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""Checkpoint → bundle: weights to 16 bit, three ONNX graphs that point into them, proof of parity, manifest.
+"""Checkpoint → bundle: weights to 16 bit, ONNX graphs that point into them, proof of parity, manifest.
 
     onedva export runs/tiny -o ./onedva-tiny --max-tokens 1024
 
@@ -132,7 +132,10 @@ def write_graph(plan: GraphPlan, folder: Path) -> dict[str, Any]:
             for name, tensor in plan.inputs.items()
             if name in {value.name for value in graph.graph.input}
         ],
-        "outputs": [{"name": name, "dtype": "float32", "shape": list(shape)} for name, shape in plan.outputs.items()],
+        "outputs": [
+            {"name": name, "dtype": "uint8" if name == "frames" else "float32", "shape": list(shape)}
+            for name, shape in plan.outputs.items()
+        ],
     }
 
 

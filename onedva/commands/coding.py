@@ -44,6 +44,8 @@ class CodecChoice:
     """A shipped name, a bundle folder, or a hub id with its revision."""
     backend: str = "auto"
     """A backend's name, or auto."""
+    dtype: str = "auto"
+    """What the backend computes in, or auto."""
     device: str = "cpu"
     """Where the backend runs."""
     threads: int | None = None
@@ -53,7 +55,9 @@ class CodecChoice:
         """Load the bundle and check it. Raises BundleError, BackendError."""
         from onedva_runtime import VideoCodec
 
-        return VideoCodec.from_pretrained(self.model, backend=self.backend, device=self.device, threads=self.threads)
+        return VideoCodec.from_pretrained(
+            self.model, backend=self.backend, dtype=self.dtype, device=self.device, threads=self.threads
+        )
 
 
 def codec_facts(codec: VideoCodec) -> dict[str, str]:

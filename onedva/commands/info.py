@@ -26,6 +26,7 @@ PACKAGES = {
     "safetensors": "base",
     "onnxruntime": "onedva[cpu]",
     "onnxruntime-gpu": "onedva[gpu]",
+    "openvino": "onedva[openvino]",
     "matplotlib": "onedva[plot]",
     "torch": "onedva[train]",
     "onnx": "onedva[export]",

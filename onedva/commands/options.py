@@ -11,6 +11,7 @@ __all__ = [
     "Backend",
     "Batch",
     "Device",
+    "Dtype",
     "Force",
     "Json",
     "KeyframeInterval",
@@ -42,6 +43,10 @@ Model = Annotated[
     str, typer.Option("--model", "-m", help="A shipped name, a bundle folder, or a hub id OWNER/NAME@REVISION.")
 ]
 Backend = Annotated[str, typer.Option("--backend", help="auto, or a name that `onedva info` lists.")]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="auto, or what the backend computes in: fp32, bf16, int8, as `onedva info` lists."),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, or what the backend offers.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the backend; all cores if not given.")

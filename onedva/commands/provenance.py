@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["installed", "machine", "memory_mb", "provenance"]
 
-PACKAGES = ("onedva", "numpy", "av", "torch", "onnxruntime", "onnxruntime-gpu")
+PACKAGES = ("onedva", "numpy", "av", "torch", "onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 def installed(package: str) -> str | None:

@@ -12,3 +12,11 @@ def gaussian(
     left: int,
     threads: int,
 ) -> None: ...
+def update(video: NDArray[np.float32], velocity: NDArray[np.float32], dt: float, threads: int) -> None: ...
+def pack(
+    frames: NDArray[np.uint8],
+    video: NDArray[np.float32],
+    velocity: NDArray[np.float32] | None,
+    dt: float,
+    threads: int,
+) -> None: ...

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Backend, open_backend
+from onedva_runtime.backends import Backend
+from onedva_runtime.backends.choose import Measured, open_fastest
 from onedva_runtime.bundle import Bundle, Manifest, find, read_bundle
 from onedva_runtime.clip_coding import Engine, decode_packets, encode_clips
 from onedva_runtime.clipper import KEYFRAME_INTERVAL, Clip, Clipper
-from onedva_runtime.errors import BackendError
 from onedva_runtime.graphs import OnTiming
 from onedva_runtime.packet import FRAME_NUMBERS, Packet
 from onedva_runtime.prepare import (
@@ -56,11 +57,13 @@ class VideoCodec:
         backend: Backend,
         *,
         reason: str = "asked for",
+        measured: Sequence[Measured] = (),
         limits: Limits | None = None,
         on_timing: OnTiming | None = None,
     ) -> None:
-        """See `from_pretrained`, which checks the bundle and opens the backend. reason: why this backend."""
-        self._bundle, self._backend, self._reason = bundle, backend, reason
+        """See `from_pretrained`, which checks the bundle and opens the backend. reason: why this backend; measured:
+        what it was chosen from."""
+        self._bundle, self._backend, self._reason, self._measured = bundle, backend, reason, tuple(measured)
         self._engine = Engine(bundle.manifest, backend, limits, on_timing)
 
     @classmethod
@@ -71,6 +74,7 @@ class VideoCodec:
         backend: str = "auto",
         device: str = "cpu",
         threads: int | None = None,
+        dtype: str = "auto",
         revision: str | None = None,
         limits: Limits | None = None,
         on_timing: OnTiming | None = None,
@@ -78,8 +82,11 @@ class VideoCodec:
         """Open a bundle.
 
         name_or_path: a shipped name ("tiny" is the newest tiny-vN), a folder, or a hub id "owner/name@revision".
-        backend: "onnxruntime", or "auto": the fastest usable one, which must pass the bundle's first golden test.
+        backend: "onnxruntime", "openvino", or "auto": the fastest usable one that passes the bundle's first golden
+        test; where there are several this is measured once and kept in ONEDVA_CACHE.
         device: "cpu". threads: CPU threads, ≥ 1; None: every core this process may use.
+        dtype: what the backend computes in: "fp32", "bf16" or "int8" where it and the CPU have it, or "auto": the
+        fastest that passes, measured the same way.
         revision: the pinned revision of a hub id. limits: bounds on packets beside the bundle's own (max_pixels,
         max_latents). on_timing: called as on_timing(stage, seconds) in the calling thread after place, encode,
         condition, noise, velocity, pack.
@@ -88,14 +95,15 @@ class VideoCodec:
         installed or not computing this model, ValueError for threads below 1.
         """
         bundle = read_bundle(find(name_or_path, revision=revision))
-        opened = open_backend(backend, bundle, device=device, threads=threads)
-        reason = "asked for"
-        if backend == "auto":
-            case = run_golden(bundle, opened, bundle.manifest.golden.cases[:1])[0]
-            if not case["passed"]:
-                raise BackendError(f"backend {opened.name} fails the golden test of {bundle.manifest.name}: {case}")
-            reason = f"fastest usable backend; golden test passed at {case['psnr_db']:.1f} dB"
-        return cls(bundle, opened, reason=reason, limits=limits, on_timing=on_timing)
+        chosen = open_fastest(backend, bundle, device=device, threads=threads, dtype=dtype)
+        return cls(
+            bundle,
+            chosen.backend,
+            reason=chosen.reason,
+            measured=chosen.measured,
+            limits=limits,
+            on_timing=on_timing,
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -135,7 +143,9 @@ class VideoCodec:
             "fingerprint": self.manifest.model.fingerprint,
             "parameters": self.manifest.model.parameters,
             "backend": self.backend_name,
+            "dtype": self._backend.dtype,
             "backend_reason": self._reason,
+            "backends_measured": [asdict(entry) for entry in self._measured],
             "device": "cpu",
             "threads": self._backend.threads,
             "max_tokens": self.max_tokens,

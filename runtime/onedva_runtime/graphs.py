@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onedva_runtime.backends import Backend, Float32
 from onedva_runtime.manifest import SamplerSpec
 from onedva_runtime.noise import gaussian
-from onedva_runtime.sampler import euler, linear_timesteps, pack_frames
+from onedva_runtime.sampler import integrate, linear_timesteps, pack_frames
 
 __all__ = ["OnTiming", "decode_batch", "encode_batch", "timed"]
 
@@ -91,22 +91,29 @@ def decode_batch(
     structural (B, Tg, Hg, Wg, Zs), latents (B, K, Z), anchors (B, K); fps and first_frames, the number of frame 0 in
     its video: one per clip. num_steps 0: preview. corners: (top, left) of each clip in its video, (0, 0) by default.
     context_frames: for each continuation clip the frame (H, W, 3) before it, padded, None for each key clip; all are
-    key clips by default.
+    key clips by default. One step is one graph where the bundle has it: at t = 1 the noise has no weight.
     """
     batch, groups, grid_height, grid_width, _ = structural.shape
     count, height, width = 4 * groups - 3, 16 * grid_height, 16 * grid_width
     tokens, channels = latents.shape[1:]
     contexts = [None] * batch if context_frames is None else context_frames
     keys = _kinds(batch, [context is None for context in contexts])
+    given = (
+        structural,
+        latents if tokens else np.zeros((batch, 1, channels), np.float32),
+        anchors if tokens else np.zeros((batch, 1), np.int64),
+        np.full(batch, tokens > 0, np.bool_),
+        _resolution(count, height, width, fps),
+        keys,
+    )
+    if num_steps == 1 and backend.has_one_step:
+        blank = np.zeros((height, width, 3), np.uint8)
+        frames_before = np.stack([blank if context is None else context for context in contexts])
+        with timed(on_timing, "decode"):
+            return backend.one_step(*given, frames_before)
     with timed(on_timing, "condition"):
-        condition = backend.condition(
-            structural,
-            latents if tokens else np.zeros((batch, 1, channels), np.float32),
-            anchors if tokens else np.zeros((batch, 1), np.int64),
-            np.full(batch, tokens > 0, np.bool_),
-            _resolution(count, height, width, fps),
-            keys,
-        )
+        condition = backend.condition(*given)
+    velocity, dt = None, 0.0
     if num_steps == 0:
         video = condition.preview()
     else:
@@ -121,10 +128,11 @@ def decode_batch(
         generated = np.ones((batch, groups), np.float32)
         generated[~keys, 0] = 0
         with timed(on_timing, "velocity"):
-            video = euler(
+            video, velocity, dt = integrate(
                 lambda noisy, t: backend.velocity(noisy, generated * np.float32(t), condition),
                 noise,
                 linear_timesteps(num_steps, min_t=sampler.schedule.min_t),
+                threads=backend.threads,
             )
     with timed(on_timing, "pack"):
-        return pack_frames(video)
+        return pack_frames(video, velocity=velocity, dt=dt, threads=backend.threads)

@@ -99,21 +99,21 @@ def gaussian(
     """
     box = {"first_frame": first_frame, "frames": frames, "height": height, "width": width, "top": top, "left": left}
     _check(seed, **box, threads=threads)
-    native = _native()
-    if native is None:
+    module = native()
+    if module is None:
         return reference_gaussian(seed, **box)
     out = np.empty((CHANNELS, frames, height, width), np.float32)
-    native.gaussian(out, normal_table(), seed, first_frame=first_frame, top=top, left=left, threads=threads)
+    module.gaussian(out, normal_table(), seed, first_frame=first_frame, top=top, left=left, threads=threads)
     return out
 
 
 def is_native() -> bool:
     """Says whether the C++ noise is built and used (`onedva info` shows it)."""
-    return _native() is not None
+    return native() is not None
 
 
 @cache
-def _native() -> ModuleType | None:
+def native() -> ModuleType | None:
     """The compiled module, or None where the package runs from a source tree without it."""
     try:
         return import_module("onedva_runtime._sampler")

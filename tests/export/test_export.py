@@ -215,3 +215,49 @@ def test_graphs_share_the_transform_and_fold_what_is_constant(bundle: Path, tmp_
         constant = {tensor.name for tensor in loaded.initializer}
         idle = [node.op_type for node in loaded.node if node.input and constant.issuperset(filter(None, node.input))]
         assert idle == []
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_one_step_is_one_graph_and_gives_what_the_others_give(
+    bundle: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Key and continuation clips, whatever the seed: at t = 1 the noise has no weight, so the graph draws none."""
+    from onedva_runtime.graphs import decode_batch
+
+    codec = VideoCodec.from_pretrained(bundle, backend=backend, dtype="fp32", threads=1)
+    opened, packet = codec._engine.backend, codec.encode_clip(make_clip(13, 64, 96, seed=3), tokens=32)
+    context = make_clip(1, 64, 96, seed=4)[0]
+
+    def decode(seed: int, context: np.ndarray | None) -> np.ndarray:
+        return decode_batch(
+            opened,
+            packet.structural[None],
+            packet.latents[None],
+            packet.anchors[None],
+            [24.0],
+            [0],
+            sampler=codec.manifest.sampler,
+            num_steps=1,
+            seed=seed,
+            context_frames=[context],
+        )
+
+    assert opened.has_one_step
+    for before in (None, context):
+        fast = decode(0, before)
+        with monkeypatch.context() as patch:
+            patch.setattr(opened, "has_one_step", False)
+            slow = [decode(seed, before) for seed in (0, 1)]
+        assert fast.dtype == np.uint8 and fast.shape == slow[0].shape
+        assert np.abs(fast.astype(int) - slow[0]).max() <= 1 and (fast != slow[0]).mean() < 1e-3
+        assert np.abs(slow[1].astype(int) - slow[0]).max() <= 1
+        assert (fast[0, 0] == context).all() == (before is not None)
+
+
+def test_only_models_whose_noise_has_no_weight_get_the_one_step_graph(bundle: Path):
+    from onedva.one_step import has_one_step
+
+    assert (bundle / "one_step.onnx").exists() and has_one_step(NANO)
+    assert not has_one_step(replace(NANO, pca=False)) and not has_one_step(
+        replace(NANO, prediction="velocity", pca=False)
+    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -80,7 +81,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "no cases": (put("golden", "cases", value=[]), "golden.cases must not be empty"),
     "bad clip length": (put("clip", "frames", value=16), "clip.frames must be 1 + 4n"),
     "too many steps": (put("sampler", "max_steps", value=51), "max_steps <= 50"),
-    "missing graph": (drop("graphs", "velocity"), "graphs must be encoder, condition and velocity"),
+    "missing graph": (drop("graphs", "velocity"), "graphs must be encoder, condition, velocity and"),
     "unlisted weights": (drop("files", "model.safetensors"), "no size and hash for model.safetensors"),
     "unlisted graph": (put("graphs", "encoder", "file", value="other.onnx"), "no size and hash for other.onnx"),
     "wrong size": (put("files", "encoder.onnx", "bytes", value=1), "the manifest says 1: the bundle is damaged"),
@@ -209,3 +210,32 @@ def test_a_written_manifest_lists_the_files_and_reads_back(fake_bundle: Path) ->
     size = (fake_bundle / "model.safetensors").stat().st_size
     assert manifest.files["model.safetensors"].bytes == size
     assert manifest == parse_manifest(json.loads(text))
+
+
+def test_onnxruntime_keeps_its_optimised_graphs_privately(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made once, hold for these graphs only, and give the same bits."""
+    from onedva_runtime.clips import make_clip
+    from onedva_runtime.codec import VideoCodec
+
+    monkeypatch.setenv("ONEDVA_CACHE", str(tmp_path / "cache"))
+    folder, frames = make_bundle(), make_clip(5, 32, 48)
+    first = VideoCodec.from_pretrained(folder, backend="onnxruntime", threads=1).encode_clip(frames, tokens=16)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "onnxruntime").iterdir()}
+    assert len(kept) == 3 and all(path.suffix == ".onnx" for path in kept)
+    again = VideoCodec.from_pretrained(folder, backend="onnxruntime", threads=1).encode_clip(frames, tokens=16)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "onnxruntime").iterdir()} == kept
+    assert np.array_equal(first.latents, again.latents) and np.array_equal(first.structural, again.structural)
+
+
+def test_a_cache_that_cannot_be_made_costs_time_only(
+    fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from onedva_runtime.codec import VideoCodec
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ONEDVA_CACHE", str(tmp_path / "file" / "cache"))
+    codec = VideoCodec.from_pretrained(fake_bundle, threads=1)
+    assert all(case["passed"] for case in codec.selftest())
+    assert "every start takes longer: point ONEDVA_CACHE" in caplog.text

@@ -87,8 +87,12 @@ def test_an_unreachable_hub_is_a_bundle_error(monkeypatch: pytest.MonkeyPatch) -
 def test_unknown_backends_and_devices_list_the_valid_ones(fake_bundle: Path) -> None:
     with pytest.raises(BackendError, match="unknown backend 'torch'; valid: auto, onnxruntime, openvino, tensorrt"):
         VideoCodec.from_pretrained(fake_bundle, backend="torch")
-    with pytest.raises(BackendError, match="openvino cannot be used: not in this version"):
-        VideoCodec.from_pretrained(fake_bundle, backend="openvino")
+    with pytest.raises(BackendError, match="tensorrt cannot be used: not in this version"):
+        VideoCodec.from_pretrained(fake_bundle, backend="tensorrt")
+    with pytest.raises(BackendError, match="unknown dtype 'fp8'; valid: auto, fp32, bf16, int8"):
+        VideoCodec.from_pretrained(fake_bundle, dtype="fp8")
+    with pytest.raises(BackendError, match="onnxruntime computes in fp32 on this CPU, got dtype 'bf16'"):
+        VideoCodec.from_pretrained(fake_bundle, backend="onnxruntime", dtype="bf16")
     with pytest.raises(BackendError, match="device 'cuda' is not in this version of onedva; valid: cpu"):
         VideoCodec.from_pretrained(fake_bundle, device="cuda")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
@@ -104,7 +108,7 @@ def test_a_missing_onnxruntime_names_the_extra(fake_bundle: Path, monkeypatch: p
 def test_two_onnxruntimes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {status.name: status.usable for status in backends.available()} == {
         "onnxruntime": True,
-        "openvino": False,
+        "openvino": True,
         "tensorrt": False,
     }
     monkeypatch.setattr(metadata, "version", lambda package: "1.31.1")
@@ -117,7 +121,7 @@ def test_a_provider_that_is_dropped_silently_is_noticed(fake_bundle: Path, monke
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda session: ["OtherProvider"])
     with pytest.raises(BackendError, match="asked for CPUExecutionProvider"):
-        VideoCodec.from_pretrained(fake_bundle)
+        VideoCodec.from_pretrained(fake_bundle, backend="onnxruntime")
 
 
 def test_nothing_is_printed(fake_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,7 @@ def test_accepts_numpy_integers():
 
 def test_works_without_the_extension(monkeypatch):
     expected = noise.gaussian(5, **BOX)
-    monkeypatch.setattr(noise, "_native", lambda: None)
+    monkeypatch.setattr(noise, "native", lambda: None)
     assert np.array_equal(noise.gaussian(5, **BOX), expected)
 
 

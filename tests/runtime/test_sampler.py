@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from onedva_runtime.sampler import euler, linear_timesteps, pack_frames
+from onedva_runtime import noise as noise_module
+from onedva_runtime.sampler import (
+    euler,
+    integrate,
+    linear_timesteps,
+    pack_frames,
+    reference_pack,
+    reference_update,
+)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 20, 21, 50])
@@ -61,3 +69,76 @@ def test_pack_undoes_the_scaling_of_every_level() -> None:
     levels = np.arange(256, dtype=np.uint8)
     video = (levels.astype(np.float32) / np.float32(127.5) - np.float32(1)).reshape(1, 1, 1, 16, 16).repeat(3, 1)
     assert (pack_frames(video)[0, 0, :, :, 0].ravel() == levels).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), (2, 3, 5, 7, 513), (1, 3, 2, 16, 1040)])
+def test_cpp_gives_the_bits_of_the_references(shape: tuple[int, ...], threads: int) -> None:
+    """Random values, halves between levels, the ends of the range and what lies beyond it, in shapes of odd widths."""
+    assert noise_module.is_native(), "the suite must test the C++ path; build it with `pip install .`"
+    random = np.random.default_rng(1)
+    video = random.standard_normal(shape).astype(np.float32)
+    flat = video.reshape(-1)
+    halves = (np.arange(-2, 258, 0.5, dtype=np.float32) / np.float32(127.5) - np.float32(1))[: flat.size]
+    flat[: halves.size] = halves
+    special = np.array([np.inf, -np.inf, np.nan, 1e30, -1e30, -0.0], np.float32)[: flat.size]
+    flat[-special.size :] = special
+    velocity, dt = random.standard_normal(shape).astype(np.float32), -0.2499
+    np.testing.assert_array_equal(pack_frames(video, threads=threads), reference_pack(video))
+    fused = pack_frames(video, velocity=velocity, dt=dt, threads=threads)
+    np.testing.assert_array_equal(fused, reference_pack(video, velocity=velocity, dt=dt))
+
+    finite = np.nan_to_num(video, nan=0.5, posinf=2, neginf=-2)
+    expected = finite.copy()
+    reference_update(expected, velocity, dt)
+    moved = euler(lambda _, t: velocity, finite, np.array([1, 1 + dt], np.float32), threads=threads)
+    step = float(np.float32(1 + dt) - np.float32(1))
+    again = finite.copy()
+    reference_update(again, velocity, step)
+    np.testing.assert_array_equal(moved, again)
+    assert shape == (1, 3, 1, 1, 1) or (moved != finite).any()
+
+
+def test_the_last_update_is_made_while_packing() -> None:
+    start = np.random.default_rng(2).standard_normal((1, 3, 5, 8, 8)).astype(np.float32)
+
+    def velocity(video: np.ndarray, t: float) -> np.ndarray:
+        return video * np.float32(t)
+
+    times = linear_timesteps(3, min_t=0.05)
+    video, last, dt = integrate(velocity, start.copy(), times)
+    np.testing.assert_array_equal(pack_frames(video, velocity=last, dt=dt), pack_frames(euler(velocity, start, times)))
+    with pytest.raises(ValueError, match="must fall"):
+        integrate(velocity, start.copy(), np.array([1, 1], np.float32))
+
+
+def test_without_the_extension_numpy_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onedva_runtime import sampler
+
+    video, velocity = np.random.default_rng(3).standard_normal((2, 1, 3, 5, 8, 8)).astype(np.float32)
+    built = [
+        pack_frames(video, velocity=velocity, dt=0.5),
+        euler(lambda v, t: v, video, np.array([1, 0.5], np.float32)),
+    ]
+    monkeypatch.setattr(sampler, "native", lambda: None)
+    plain = [
+        pack_frames(video, velocity=velocity, dt=0.5),
+        euler(lambda v, t: v, video, np.array([1, 0.5], np.float32)),
+    ]
+    assert all(np.array_equal(a, b) for a, b in zip(built, plain, strict=True))
+
+
+@pytest.mark.parametrize("fault", ["shape", "channels", "dtype"])
+def test_cpp_refuses_what_does_not_fit(fault: str) -> None:
+    module = noise_module.native()
+    assert module is not None
+    video, frames = np.zeros((1, 3, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4, 3), np.uint8)
+    if fault == "shape":
+        with pytest.raises(ValueError, match="one shape"):
+            module.update(video, np.zeros((1, 3, 2, 4, 5), np.float32), 0.1, 1)
+    elif fault == "channels":
+        with pytest.raises(ValueError, match=r"frames must be \(B, T, H, W, 3\)"):
+            module.pack(np.zeros((1, 2, 4, 5, 3), np.uint8), video, None, 0.0, 1)
+    else:
+        with pytest.raises(TypeError):
+            module.pack(frames, video.astype(np.float64), None, 0.0, 1)

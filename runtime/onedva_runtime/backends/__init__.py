@@ -1,11 +1,15 @@
-"""Backends: what runs a bundle's three graphs. One small class each behind one protocol; `open_backend` picks by name,
-`available` says for each known backend whether it can be used here and why not. Nothing falls back silently."""
+"""Backends: what runs a bundle's graphs. One small class each behind one protocol; `open_backend` opens one by name,
+`available` says for each known backend whether it can be used here and why not, `choose.open_fastest` measures which
+to take. Nothing falls back silently."""
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,7 +20,9 @@ from onedva_runtime.errors import BackendError
 if TYPE_CHECKING:
     from onedva_runtime.bundle import Bundle
 
-__all__ = ["Backend", "BackendStatus", "Condition", "available", "open_backend"]
+__all__ = ["DTYPES", "Backend", "BackendStatus", "Condition", "available", "open_backend", "usable_cores"]
+
+DTYPES = ("fp32", "bf16", "int8")
 
 Float32 = npt.NDArray[np.float32]
 
@@ -34,6 +40,10 @@ class Backend(Protocol):
 
     name: str
     threads: int
+    dtype: str
+    """What it computes in, one of DTYPES; inputs and outputs are float32 for all."""
+    has_one_step: bool
+    """Whether the bundle has the graph that `one_step` runs."""
 
     def encode(
         self,
@@ -61,6 +71,19 @@ class Backend(Protocol):
         """noisy_video (B,3,T,H,W), t (B,Tg) → velocity (B,3,T,H,W)."""
         ...
 
+    def one_step(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        """As `condition`, and context_frame (B,H,W,3) → frames (B,T,H,W,3) of a decode with one step."""
+        ...
+
 
 @dataclass(frozen=True)
 class BackendStatus:
@@ -72,9 +95,25 @@ class BackendStatus:
     """Whether this version can run it on this machine."""
     reason: str
     """Its version where usable, else why not and what to do."""
+    dtypes: tuple[str, ...] = ()
+    """What it can compute in on this CPU, the plainest first."""
 
 
-def _installed(package: str) -> str | None:
+def usable_cores() -> int:
+    """CPU cores this process may run on; containers often allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The CPU's name and abilities, where the kernel tells: what compiled and measured things hold for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
+def installed(package: str) -> str | None:
     """Version of an installed distribution."""
     try:
         return metadata.version(package)
@@ -83,43 +122,62 @@ def _installed(package: str) -> str | None:
 
 
 def _onnxruntime_status() -> BackendStatus:
-    cpu, gpu = _installed("onnxruntime"), _installed("onnxruntime-gpu")
+    cpu, gpu = installed("onnxruntime"), installed("onnxruntime-gpu")
     if find_spec("onnxruntime") is None:
         return BackendStatus("onnxruntime", False, "not installed: pip install 'onedva[cpu]'")
     version = f"onnxruntime {cpu}" if cpu else f"onnxruntime-gpu {gpu}" if gpu else "onnxruntime of unknown origin"
     if cpu and gpu:
-        both = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other: uninstall both, install one"
-        return BackendStatus("onnxruntime", True, both)
-    return BackendStatus("onnxruntime", True, f"{version}, CPU")
+        version = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other: uninstall both, install one"
+    return BackendStatus("onnxruntime", True, f"{version}, CPU", ("fp32",))
 
 
-def _later_status(name: str) -> BackendStatus:
-    found = "" if find_spec(name) is None else ", though the package is installed"
-    return BackendStatus(name, False, f"not in this version of onedva{found}")
+def _openvino_status() -> BackendStatus:
+    if find_spec("openvino") is None:
+        return BackendStatus("openvino", False, "not installed: pip install 'onedva[openvino]'")
+    from onedva_runtime.backends.openvino import precisions
+
+    dtypes = tuple(precisions())
+    return BackendStatus("openvino", True, f"openvino {installed('openvino')}, CPU: {', '.join(dtypes)}", dtypes)
+
+
+def _tensorrt_status() -> BackendStatus:
+    found = "" if find_spec("tensorrt") is None else ", though the package is installed"
+    return BackendStatus("tensorrt", False, f"not in this version of onedva{found}")
+
+
+STATUSES = {"onnxruntime": _onnxruntime_status, "openvino": _openvino_status, "tensorrt": _tensorrt_status}
 
 
 def available() -> list[BackendStatus]:
-    """The known backends, fastest last, each with whether it is usable here; imports none of them."""
-    return [_onnxruntime_status(), _later_status("openvino"), _later_status("tensorrt")]
+    """The known backends, each with whether it is usable here. Asks OpenVINO, where it is installed, for what this CPU
+    can do; imports no other."""
+    return [status() for status in STATUSES.values()]
 
 
-def open_backend(name: str, bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> Backend:
+def open_backend(
+    name: str, bundle: Bundle, *, device: str = "cpu", threads: int | None = None, dtype: str = "fp32"
+) -> Backend:
     """Open the graphs of `bundle`.
 
-    name: "auto" (the fastest usable one) or a backend's name. device: "cpu". threads: CPU threads per graph, ≥ 1; None:
-    as many as this process may use. Raises BackendError for an unknown or unusable backend or device, ValueError for
+    name: a backend's name. device: "cpu". threads: CPU threads per graph, ≥ 1; None: as many as this process may use.
+    dtype: what to compute in. Raises BackendError for an unknown or unusable backend, device or dtype, ValueError for
     threads below 1.
     """
-    statuses = {status.name: status for status in available()}
-    if name != "auto" and name not in statuses:
-        raise BackendError(f"unknown backend {name!r}; valid: auto, {', '.join(statuses)}")
+    if name not in STATUSES:
+        raise BackendError(f"unknown backend {name!r}; valid: auto, {', '.join(STATUSES)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    chosen = statuses["onnxruntime" if name == "auto" else name]
-    if not chosen.usable:
-        raise BackendError(f"backend {chosen.name} cannot be used: {chosen.reason}")
+    status = STATUSES[name]()
+    if not status.usable:
+        raise BackendError(f"backend {name} cannot be used: {status.reason}")
     if device != "cpu":
         raise BackendError(f"device {device!r} is not in this version of onedva; valid: cpu")
+    if dtype not in status.dtypes:
+        raise BackendError(f"backend {name} computes in {', '.join(status.dtypes)} on this CPU, got dtype {dtype!r}")
+    if name == "openvino":
+        from onedva_runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(bundle, threads=threads, dtype=dtype)
     from onedva_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, threads=threads)

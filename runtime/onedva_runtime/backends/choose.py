@@ -1,0 +1,201 @@
+"""`backend="auto"`: which backend, at which precision, is fastest on this machine with this bundle.
+
+Every candidate runs the bundle's golden test and then encodes and decodes one made-up clip. The answer is kept in
+`ONEDVA_CACHE`, by machine, bundle, versions and threads, so this happens once. With one candidate nothing is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onedva_runtime.backends import DTYPES, Backend, available, cpu_name, installed, open_backend, usable_cores
+from onedva_runtime.errors import BackendError
+from onedva_runtime.files import AtomicFile
+from onedva_runtime.private_cache import cache_key, private_folder
+
+if TYPE_CHECKING:
+    from onedva_runtime.bundle import Bundle
+
+__all__ = ["Chosen", "Measured", "open_fastest"]
+
+logger = logging.getLogger("onedva")
+FRAMES, HEIGHT, WIDTH, TOKENS = 17, 128, 128, 64  # of the clip that is timed: small, so that measuring takes seconds
+RUNS = 3
+COARSE_GAIN = 0.1  # of fp32's time: what a dtype with fewer bits must save to be worth them
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of one candidate."""
+
+    backend: str
+    """Its name."""
+    dtype: str
+    """What it computed in."""
+    passed: bool
+    """Whether it passed the golden test."""
+    psnr_db: float
+    """Decode of the first golden case against the stored one."""
+    seconds: float
+    """Encode and 1-step decode of a clip of 17×128×128 with 64 latents, the fastest of three; 0 where not passed."""
+    problem: str = ""
+    """Why it could not be measured."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An open backend and why it is this one."""
+
+    backend: Backend
+    reason: str
+    measured: tuple[Measured, ...] = ()
+    """Every candidate, the fastest first; empty where there was no choice."""
+
+
+def open_fastest(
+    name: str, bundle: Bundle, *, device: str = "cpu", threads: int | None = None, dtype: str = "auto"
+) -> Chosen:
+    """Open a backend by name, or the fastest; at a dtype, or at the fastest that passes the golden test.
+
+    name: "auto" or a backend's name. dtype: "auto", "fp32", "bf16", "int8". The rest as `open_backend`, which also says
+    what is raised; BackendError too where nothing passes.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise BackendError(f"unknown dtype {dtype!r}; valid: auto, {', '.join(DTYPES)}")
+    if name != "auto" and dtype != "auto":
+        return Chosen(open_backend(name, bundle, device=device, threads=threads, dtype=dtype), "asked for")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    statuses = [status for status in available() if name in ("auto", status.name)]
+    pairs = [
+        (status.name, kind) for status in statuses if status.usable for kind in status.dtypes if dtype in ("auto", kind)
+    ]
+
+    def open_pair(pair: tuple[str, str]) -> Backend:
+        return open_backend(pair[0], bundle, device=device, threads=threads, dtype=pair[1])
+
+    if not pairs or device != "cpu":  # let it say what is wrong
+        backend = open_backend("onnxruntime" if name == "auto" else name, bundle, device=device, threads=threads)
+        raise BackendError(f"no usable backend computes in {dtype}; {backend.name} computes in {backend.dtype}")
+    if len(pairs) == 1:
+        backend = open_pair(pairs[0])
+        if name != "auto":
+            return Chosen(backend, f"asked for; the only dtype it has is {backend.dtype}")
+        case = _golden(bundle, backend)
+        if not case["passed"]:
+            raise BackendError(f"backend {backend.name} fails the golden test of {bundle.manifest.name}: {case}")
+        return Chosen(backend, f"the only usable backend; golden test passed at {case['psnr_db']:.1f} dB")
+    folder = private_folder("choices")
+    path = folder / f"{cache_key(_facts(bundle, pairs, threads))}.json" if folder else None
+    measured = _read(path) if path else None
+    if measured is None:
+        logger.info("measuring once which of %s is fastest here", ", ".join("/".join(pair) for pair in pairs))
+        measured = _ranked(_measure(bundle, pairs, open_pair))
+        if path:
+            _write(path, measured)
+    best = measured[0]
+    if not best.passed:
+        failed = "; ".join(f"{m.backend} {m.dtype}: {m.problem or f'{m.psnr_db:.1f} dB'}" for m in measured)
+        raise BackendError(f"no backend passes the golden test of {bundle.manifest.name}: {failed}")
+    return Chosen(open_pair((best.backend, best.dtype)), _reason(measured), tuple(measured))
+
+
+def _ranked(measured: list[Measured]) -> list[Measured]:
+    """What to take first: the fastest that passed, but a coarser dtype only where it gains COARSE_GAIN over fp32."""
+    exact = min((m.seconds for m in measured if m.passed and m.dtype == "fp32"), default=float("inf"))
+
+    def place(m: Measured) -> tuple[bool, bool, float]:
+        return not m.passed, m.dtype != "fp32" and m.seconds > (1 - COARSE_GAIN) * exact, m.seconds
+
+    return sorted(measured, key=place)
+
+
+def _facts(bundle: Bundle, pairs: list[tuple[str, str]], threads: int | None) -> list[Any]:
+    """Everything the answer depends on; the manifest holds the hash of every file."""
+    versions = {package: installed(package) for package in ("onedva", "onnxruntime", "onnxruntime-gpu", "openvino")}
+    return [bundle.manifest.raw, versions, cpu_name(), usable_cores(), threads, platform.machine(), sorted(pairs)]
+
+
+def _golden(bundle: Bundle, backend: Backend) -> dict[str, Any]:
+    from onedva_runtime.selftest import run_golden
+
+    return run_golden(bundle, backend, bundle.manifest.golden.cases[:1])[0]
+
+
+def _measure(
+    bundle: Bundle, pairs: list[tuple[str, str]], opener: Callable[[tuple[str, str]], Backend]
+) -> list[Measured]:
+    """Golden test and speed of all candidates; what one raises is part of the answer.
+
+    They are timed in turns, so that a machine that is busy for a while slows them all.
+    """
+    results: list[Measured] = []
+    running: list[tuple[Measured, Callable[[], float]]] = []
+    for pair in pairs:
+        try:
+            backend = opener(pair)
+            case = _golden(bundle, backend)
+        except BackendError as error:
+            results.append(Measured(*pair, passed=False, psnr_db=0.0, seconds=0.0, problem=str(error)))
+            continue
+        result = Measured(*pair, passed=case["passed"], psnr_db=round(case["psnr_db"], 1), seconds=0.0)
+        if result.passed:
+            running.append((result, _round_trip(bundle, backend)))
+        else:
+            results.append(result)
+    seconds = [[timer() for _, timer in running] for _ in range(1 + RUNS)][1:]  # the first round compiles
+    return results + [replace(result, seconds=min(row[i] for row in seconds)) for i, (result, _) in enumerate(running)]
+
+
+def _round_trip(bundle: Bundle, backend: Backend) -> Callable[[], float]:
+    """A function that encodes and decodes one made-up clip and returns the seconds that took."""
+    from onedva_runtime.clips import make_clip
+    from onedva_runtime.codec import VideoCodec
+
+    codec = VideoCodec(bundle, backend)
+    frames = make_clip(min(FRAMES, codec.clip_frames_for(height=HEIGHT, width=WIDTH)), HEIGHT, WIDTH)
+
+    def timer() -> float:
+        start = time.perf_counter()
+        codec.decode_clip(codec.encode_clip(frames, tokens=TOKENS))
+        return time.perf_counter() - start
+
+    return timer
+
+
+def _reason(measured: list[Measured]) -> str:
+    """In words: what was fastest, by how much, and how close it is to the stored decode."""
+    best, *others = measured
+    rest = ", ".join(
+        f"{m.backend} {m.dtype} {1000 * m.seconds:.0f} ms" if m.passed else f"{m.backend} {m.dtype} fails"
+        for m in others
+    )
+    return (
+        f"fastest here: {best.backend} {best.dtype} {1000 * best.seconds:.0f} ms for a small clip ({rest}); "
+        f"golden test passed at {best.psnr_db:.1f} dB"
+    )
+
+
+def _read(path: Path) -> list[Measured] | None:
+    """What was measured before; None where nothing was, or the file is not what we write."""
+    try:
+        return [Measured(**entry) for entry in json.loads(path.read_bytes())] or None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning("%s is not readable, measuring again: %s", path, error)
+        return None
+
+
+def _write(path: Path, measured: list[Measured]) -> None:
+    with AtomicFile(os.fspath(path), overwrite=True, error=BackendError) as whole:
+        whole.file.write(json.dumps([asdict(entry) for entry in measured], indent=2).encode())
+        whole.commit()

@@ -1,0 +1,287 @@
+"""The graphs on OpenVINO's CPU plugin, at a precision that is always said and never the plugin's own choice.
+
+A graph is compiled once for each batch, frame count and frame size, with only the number of latents left open: that
+runs as fast as a graph of fixed shapes, and a clip of another length needs no compilation. Compiled graphs are kept in
+memory for the shapes used last, and on disk in `ONEDVA_CACHE`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from onedva_runtime.backends import Condition, Float32, cpu_name, usable_cores
+from onedva_runtime.errors import BackendError, BundleError
+from onedva_runtime.private_cache import cache_key, private_folder, trim
+
+if TYPE_CHECKING:
+    from onedva_runtime.bundle import Bundle
+
+__all__ = ["OpenVinoBackend", "precisions"]
+
+MAX_COMPILED = 12  # graphs in memory, about 25 MB of weights each for `tiny`: four frame sizes or clip lengths
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised stays float32
+ACTIVATION_GROUP = 64  # channels of one position that share a scale: positions never share one
+
+
+def precisions() -> list[str]:
+    """The dtypes that this CPU can compute in, "fp32" first."""
+    capabilities = set(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    wanted = {"fp32": "FP32", "bf16": "BF16", "int8": "INT8"}
+    return [dtype for dtype, capability in wanted.items() if capability in capabilities]
+
+
+class OpenVinoBackend:
+    """See `Backend`. Calls from many threads take turns where there are more of them than cores."""
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, dtype: str = "fp32") -> None:
+        """Read the graphs of `bundle`; they are compiled when a shape comes first.
+
+        threads: CPU threads of each run (None: every core this process may use). dtype: "fp32", "bf16", or "int8"
+        (linear layers with 8-bit weights and activations, the linear transform and attention in float32).
+        Raises BackendError for a dtype that this CPU does not have, BundleError where OpenVINO refuses a graph.
+        """
+        if dtype not in precisions():
+            raise BackendError(f"OpenVINO on this CPU computes in {', '.join(precisions())}; got dtype {dtype!r}")
+        self.threads, self.dtype = threads or usable_cores(), dtype
+        self.has_one_step = "one_step" in bundle.manifest.graphs
+        streams = max(1, usable_cores() // self.threads)
+        # More runs at once than there are streams for would only wait inside OpenVINO, with the memory of a run each.
+        self._slots = threading.BoundedSemaphore(streams)
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[dtype],
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self.threads * streams,
+            "ENABLE_CPU_PINNING": False,  # cores are shared with the video decoder, the caller and other processes
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATION_GROUP if dtype == "int8" else 0,
+        }
+        self._bundle = bundle
+        self._compiled: OrderedDict[tuple[object, ...], _Compiled] = OrderedDict()
+        self._lock = threading.Lock()
+        self._cache = self._open_cache()
+        self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
+        inputs = [spec.name for spec in bundle.manifest.graphs["velocity"].inputs]
+        self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
+        missing = set(self._shared) - {spec.name for spec in bundle.manifest.graphs["condition"].outputs}
+        if missing:
+            raise BundleError(
+                f"the velocity graph wants {', '.join(sorted(missing))}, which the condition graph does not give"
+            )
+
+    def _open_cache(self) -> dict[str, str]:
+        """The setting that keeps compiled graphs, in a folder for exactly this bundle, version, precision and CPU."""
+        import openvino
+
+        files = self._bundle.manifest.files
+        graphs = {graph: files[spec.file].sha256 for graph, spec in self._bundle.manifest.graphs.items()}
+        facts = [
+            graphs,
+            self._bundle.manifest.model.fingerprint,
+            openvino.__version__,
+            self._settings,
+            self.dtype,
+            cpu_name(),
+        ]
+        folder = private_folder("openvino", cache_key(facts))
+        if folder is None:
+            return {}
+        trim(folder.parent, keep=[folder])
+        return {"CACHE_DIR": os.fspath(folder)}
+
+    def _read(self, graph: str) -> Any:
+        """The graph as OpenVINO has it, with the inputs and outputs that the manifest says."""
+        path, spec = self._bundle.graph_path(graph), self._bundle.manifest.graphs[graph]
+        try:
+            model = _core().read_model(os.fspath(path))
+        except Exception as error:  # its exceptions are RuntimeErrors and others
+            raise BundleError(f"OpenVINO refuses {path.name}: {_last_line(error)}") from error
+        for kind, said, found in (("inputs", spec.inputs, model.inputs), ("outputs", spec.outputs, model.outputs)):
+            got, wanted = {port.get_any_name() for port in found}, {value.name for value in said}
+            if got != wanted:
+                raise BundleError(f"{path.name} has the {kind} {sorted(got)}, the manifest says {sorted(wanted)}")
+        if self.dtype == "int8":
+            from onedva_runtime.backends.openvino_int8 import quantise_weights
+
+            quantise_weights(model)
+        return model
+
+    def _compile(self, graph: str, feeds: Mapping[str, Any]) -> _Compiled:
+        """The graph for the shapes of these inputs, from memory, from disk, or made now."""
+        shapes = {
+            value.name: [
+                -1 if str(symbol).startswith("K") else size
+                for symbol, size in zip(value.shape, feeds[value.name].shape, strict=True)
+            ]
+            for value in self._bundle.manifest.graphs[graph].inputs
+        }
+        key = (graph, *(size for sizes in shapes.values() for size in sizes))
+        with self._lock:
+            found = self._compiled.get(key)
+            if found is None:
+                model = self._models[graph].clone()
+                try:
+                    model.reshape(shapes)
+                    compiled = _core().compile_model(model, "CPU", {**self._settings, **self._cache})
+                except Exception as error:
+                    raise BackendError(f"OpenVINO cannot compile the {graph} graph: {_last_line(error)}") from error
+                got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+                if got != HINTS[self.dtype]:
+                    raise BackendError(f"OpenVINO compiled the {graph} graph at {got}, asked for {HINTS[self.dtype]}")
+                found = self._compiled[key] = _Compiled(graph, compiled)
+                while len(self._compiled) > MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(key)
+        return found
+
+    def encode(
+        self,
+        frames: npt.NDArray[np.uint8],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        anchors: npt.NDArray[np.int64],
+    ) -> tuple[Float32, Float32, Float32]:
+        feeds = {"frames": frames, "resolution": resolution, "is_key": is_key, "anchors": anchors}
+        lease = self._run("encoder", feeds)
+        outputs = [lease.output(name).copy() for name in ("structural", "latents", "predicted_error")]
+        lease.give_back()
+        return outputs[0], outputs[1], outputs[2]
+
+    def condition(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+    ) -> Condition:
+        feeds = {
+            "structural": structural,
+            "latents": latents,
+            "anchors": anchors,
+            "has_latents": has_latents,
+            "resolution": resolution,
+            "is_key": is_key,
+        }
+        return _Condition(self._run("condition", feeds))
+
+    def velocity(self, noisy_video: Float32, t: Float32, condition: Condition) -> Float32:
+        held = cast(_Condition, condition).lease
+        feeds = {"noisy_video": noisy_video, "t": t, **{name: held.tensor(name) for name in self._shared}}
+        lease = self._run("velocity", feeds)
+        velocity = lease.output("velocity").copy()
+        lease.give_back()
+        return velocity
+
+    def one_step(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        feeds = {
+            "structural": structural,
+            "latents": latents,
+            "anchors": anchors,
+            "has_latents": has_latents,
+            "resolution": resolution,
+            "is_key": is_key,
+            "context_frame": context_frame,
+        }
+        lease = self._run("one_step", feeds)
+        frames: npt.NDArray[np.uint8] = lease.output("frames").copy()
+        lease.give_back()
+        return frames
+
+    def _run(self, graph: str, feeds: Mapping[str, Any]) -> _Lease:
+        """Run a graph; its outputs stay in the lease's memory until that is given back. Releases the GIL."""
+        given = {name: np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x for name, x in feeds.items()}
+        lease = _Lease(self._compile(graph, given))
+        with self._slots, _errors(graph):
+            lease.request.infer(given, share_inputs=True, share_outputs=True)
+        return lease
+
+
+class _Compiled:
+    """A compiled graph and its requests that nobody uses at the moment; each has memory for a run of its own."""
+
+    def __init__(self, graph: str, model: Any) -> None:
+        self.graph, self.model = graph, model
+        self.idle: list[Any] = []  # append and pop are atomic
+
+    def borrow(self) -> Any:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self.model.create_infer_request()
+
+
+class _Lease:
+    """A request that is ours until it is given back, at the latest when nothing refers to the lease any more."""
+
+    def __init__(self, compiled: _Compiled) -> None:
+        self.request = compiled.borrow()
+        self.give_back = weakref.finalize(self, compiled.idle.append, self.request)
+
+    def tensor(self, name: str) -> Any:
+        return self.request.get_tensor(name)
+
+    def output(self, name: str) -> npt.NDArray[Any]:
+        """The output over the request's own memory: copy what must outlive the lease."""
+        return self.request.get_tensor(name).data
+
+
+class _Condition:
+    """The condition graph's outputs where the graph left them."""
+
+    def __init__(self, lease: _Lease) -> None:
+        self.lease = lease
+
+    def preview(self) -> Float32:
+        """A copy of the preview (B, 3, T, H, W); KeyError where the model has none."""
+        try:
+            return self.lease.output("preview").copy()
+        except RuntimeError as error:
+            raise KeyError("preview") from error
+
+
+def _core() -> Any:
+    """OpenVINO's entry point. One per process: each loads its own copy of the plugins."""
+    global _shared_core
+    if _shared_core is None:
+        import openvino
+
+        _shared_core = cast(Any, openvino).Core()
+    return _shared_core
+
+
+_shared_core: Any = None
+
+
+@contextmanager
+def _errors(graph: str) -> Generator[None]:
+    """What OpenVINO raises while it runs a graph, no memory above all, as one clear line."""
+    try:
+        yield
+    except Exception as error:
+        raise BackendError(f"OpenVINO failed in the {graph} graph: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    """Its messages begin with where in its source they were raised; the reason stands last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
