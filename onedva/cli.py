@@ -93,6 +93,9 @@ def encode(
         str | None,
         typer.Option("--raw", metavar="WxH@FPS", help="IN is a pipe of bare RGB frames, as in 640x360@30000/1001."),
     ] = None,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Decode IN in a process with limits: for files from strangers.")
+    ] = False,
     batch: Batch = 1,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
@@ -113,7 +116,17 @@ def encode(
     terminal = Terminal(quiet=quiet, as_json=json)
     choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     stream = StreamChoice(tokens=tokens, keyframe_interval=keyframe_interval, low_latency=low_latency, batch=batch)
-    encode_file(source, target, choice=choice, stream=stream, step=quantiser, raw=raw, force=force, terminal=terminal)
+    encode_file(
+        source,
+        target,
+        choice=choice,
+        stream=stream,
+        step=quantiser,
+        raw=raw,
+        sandbox=sandbox,
+        force=force,
+        terminal=terminal,
+    )
 
 
 @app.command()

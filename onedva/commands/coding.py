@@ -88,6 +88,7 @@ def encode_file(
     stream: StreamChoice,
     step: float,
     raw: str | None,
+    sandbox: bool,
     force: bool,
     terminal: Terminal,
 ) -> None:
@@ -106,7 +107,7 @@ def encode_file(
         ExitStack() as opened,
         Pipeline() as pipeline,
     ):
-        reader = opened.enter_context(open_source(source, raw=raw, batch=stream.batch_frames))
+        reader = opened.enter_context(open_source(source, raw=raw, batch=stream.batch_frames, sandbox=sandbox))
         info, codec = reader.info, choice.open()
         quantiser = codec.quantiser(step=step)
         # The stage closes what it reads: nobody else may while it waits for the next byte of a pipe.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onedva_runtime.container import Header
     from onedva_runtime.video_pipe import RawReader
     from onedva_runtime.video_read import VideoReader
+    from onedva_runtime.video_sandbox import SandboxedReader
 
 __all__ = ["data_out", "is_pipe", "open_source", "opened_data", "owned", "uneven"]
 
@@ -61,15 +62,22 @@ def opened_data(path: Path) -> Path | BinaryIO:
     return data_in() if is_pipe(path) else path
 
 
-def open_source(source: Path, *, raw: str | None, batch: int) -> VideoReader | RawReader:
+def open_source(
+    source: Path, *, raw: str | None, batch: int, sandbox: bool = False
+) -> VideoReader | RawReader | SandboxedReader:
     """Open a video file or pipe for reading in batches of frames. raw: the format of bare frames, where it is such a
-    pipe.
+    pipe. sandbox: decode a file in a process with limits.
 
     Raises ValueError, and VideoError as `open_reader` does.
     """
     from onedva_runtime.video_io import open_reader
     from onedva_runtime.video_pipe import RawFormat, RawReader
+    from onedva_runtime.video_sandbox import open_sandboxed
 
+    if sandbox:
+        if raw is not None or is_pipe(source):
+            raise ValueError("--sandbox opens files; what comes through a pipe, its sender can decode in one")
+        return open_sandboxed(source, batch=batch)
     if raw is None:
         return open_reader(opened_data(source), batch=batch)
     form = RawFormat.parse(raw)

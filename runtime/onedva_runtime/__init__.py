@@ -16,20 +16,43 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onedva_runtime.bundle import Bundle, Manifest, read_bundle
     from onedva_runtime.codec import VideoCodec
-    from onedva_runtime.errors import BackendError, BundleError, OneDVAError, PacketError, VideoError
+    from onedva_runtime.container import load_packets, open_packets, save_packets
+    from onedva_runtime.errors import (
+        BackendError,
+        BundleError,
+        Corrupt,
+        NotOdva,
+        OneDVAError,
+        OverLimit,
+        PacketError,
+        Truncated,
+        VideoError,
+        WrongModel,
+    )
     from onedva_runtime.packet import Packet
+    from onedva_runtime.thin import thin_file, thin_packets
 
 __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "Corrupt",
     "Manifest",
+    "NotOdva",
     "OneDVAError",
+    "OverLimit",
     "Packet",
     "PacketError",
+    "Truncated",
     "VideoCodec",
     "VideoError",
+    "WrongModel",
+    "load_packets",
+    "open_packets",
     "read_bundle",
+    "save_packets",
+    "thin_file",
+    "thin_packets",
 ]
 
 _HOMES = {
@@ -37,7 +60,12 @@ _HOMES = {
     "Manifest": "bundle",
     "Packet": "packet",
     "VideoCodec": "codec",
+    "load_packets": "container",
+    "open_packets": "container",
     "read_bundle": "bundle",
+    "save_packets": "container",
+    "thin_file": "thin",
+    "thin_packets": "thin",
 }
 
 

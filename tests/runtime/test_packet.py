@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onedva_runtime.codec import VideoCodec
-from onedva_runtime.errors import PacketError
+from onedva_runtime.errors import PacketError, WrongModel
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
 
@@ -56,6 +56,11 @@ def test_packets_that_are_wrong_are_refused(
 ) -> None:
     with pytest.raises(PacketError, match=message):
         codec.decode_clip(replace(packet, **changes))
+
+
+def test_another_model_is_an_error_of_its_own(codec: VideoCodec, packet: Packet) -> None:
+    with pytest.raises(WrongModel, match=r"made by the model abcabcabcabc…, not by fake-v1"):
+        codec.decode_clip(replace(packet, model="abc" * 20))
 
 
 def test_the_reader_sets_the_limits(fake_bundle: Path, packet: Packet) -> None:
