@@ -258,10 +258,24 @@ def bench(
         Path | None,
         typer.Argument(metavar="IN", help="A video; its first clip is coded.", show_default="a made-up clip"),
     ] = None,
+    suite: Annotated[
+        str,
+        typer.Option(
+            "--suite",
+            help="latency: lengths × steps × backends × sizes. stream: files in and out. cold: a fresh process up to "
+            "its first clip. quality: every backend against PyTorch.",
+        ),
+    ] = "latency",
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            "--compare", metavar="A B", help="Measure nothing: print ratios of two bench.json.", show_default=False
+        ),
+    ] = None,
     model: Model = "tiny",
     lengths: Lengths = "0,16,64,256,full,auto",
     steps: Annotated[str, typer.Option("--steps", help="Step counts, by comma.")] = "0,1,2,4",
-    size: Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT of the clip.")] = "256x256",
+    size: Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT of the clip, by comma.")] = "256x256",
     runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs per cell.")] = 50,
     time_box: Annotated[
         float, typer.Option("--time-box", min=0, help="Seconds after which a cell stops short of its runs.")
@@ -278,16 +292,24 @@ def bench(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Measure latency and PSNR over latent length and steps."""
+    """Measure latency and PSNR over latent length and steps, or another suite.
+
+    `--backend` takes several by comma, each with a dtype behind a colon: `onnxruntime,openvino:int8`.
+    """
     from onedva.commands.bench import Plan, bench_codec
     from onedva.commands.coding import CodecChoice
     from onedva.commands.sweep import Timing
 
     terminal = Terminal(quiet=quiet, as_json=json)
+    if compare is not None:
+        from onedva.commands.bench_compare import compare_files
+
+        compare_files(*compare, terminal=terminal)
+        return
     choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
     timing = Timing(runs=runs, time_box=time_box)
     plan = Plan.parse(lengths=lengths, steps=steps, size=size, timing=timing, seed=seed)
-    bench_codec(source, plan=plan, choice=choice, output=output, force=force, terminal=terminal)
+    bench_codec(source, suite=suite, plan=plan, choice=choice, output=output, force=force, terminal=terminal)
 
 
 @app.command()

@@ -91,9 +91,9 @@ def reference_update(video: Float32, velocity: Float32, dt: float) -> None:
 def reference_pack(video: Float32, *, velocity: Float32 | None = None, dt: float = 0.0) -> npt.NDArray[np.uint8]:
     """The definition of `pack_frames`."""
     if velocity is not None:
-        video = video + np.float32(dt) * velocity
+        video = np.add(video, np.float32(dt) * velocity, dtype=np.float32)
     scaled = (video + np.float32(1)) * np.float32(127.5)
-    whole = np.rint(np.fmin(np.fmax(scaled, np.float32(0)), np.float32(255)))
+    whole: Float32 = np.rint(np.fmin(np.fmax(scaled, np.float32(0)), np.float32(255)))
     return np.ascontiguousarray(whole.astype(np.uint8).transpose(0, 2, 3, 4, 1))
 
 

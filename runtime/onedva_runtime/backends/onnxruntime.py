@@ -56,7 +56,7 @@ class OnnxRuntimeBackend:
         self._condition, self._condition_outputs = self._open(bundle, "condition")
         self._velocity, _ = self._open(bundle, "velocity")
         self.has_one_step = "one_step" in bundle.manifest.graphs
-        self._one_step = self._open(bundle, "one_step")[0] if self.has_one_step else None
+        self._one_step: Any = self._open(bundle, "one_step")[0] if self.has_one_step else None
         inputs = [value.name for value in self._velocity.get_inputs()]
         self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
         missing = set(self._shared) - set(self._condition_outputs)

@@ -67,6 +67,7 @@ class OpenVinoBackend:
         }
         self._bundle = bundle
         self._compiled: OrderedDict[tuple[object, ...], _Compiled] = OrderedDict()
+        self._quantised: set[str] = set()
         self._lock = threading.Lock()
         self._cache = self._open_cache()
         self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
@@ -109,11 +110,17 @@ class OpenVinoBackend:
             got, wanted = {port.get_any_name() for port in found}, {value.name for value in said}
             if got != wanted:
                 raise BundleError(f"{path.name} has the {kind} {sorted(got)}, the manifest says {sorted(wanted)}")
-        if self.dtype == "int8":
+        return model
+
+    def _prepared(self, graph: str) -> Any:
+        """The graph as it is compiled: at int8 with its weights quantised, which takes time, so when it is used."""
+        model = self._models[graph]
+        if self.dtype == "int8" and graph not in self._quantised:
             from onedva_runtime.backends.openvino_int8 import quantise_weights
 
             quantise_weights(model)
-        return model
+            self._quantised.add(graph)
+        return model.clone()
 
     def _compile(self, graph: str, feeds: Mapping[str, Any]) -> _Compiled:
         """The graph for the shapes of these inputs, from memory, from disk, or made now."""
@@ -128,7 +135,7 @@ class OpenVinoBackend:
         with self._lock:
             found = self._compiled.get(key)
             if found is None:
-                model = self._models[graph].clone()
+                model = self._prepared(graph)
                 try:
                     model.reshape(shapes)
                     compiled = _core().compile_model(model, "CPU", {**self._settings, **self._cache})
