@@ -24,7 +24,6 @@ from onedva_runtime.errors import BackendError
 from onedva_runtime.graphs import OnTiming
 from onedva_runtime.packet import FRAME_NUMBERS, Packet
 from onedva_runtime.prepare import (
-    check_deadline,
     check_fps,
     check_frames,
     check_integer,
@@ -82,7 +81,7 @@ class VideoCodec:
         device: "cpu". threads: CPU threads, ≥ 1; None: every core this process may use.
         revision: the pinned revision of a hub id. limits: bounds on packets beside the bundle's own (max_pixels,
         max_latents). on_timing: called as on_timing(stage, seconds) in the calling thread after place, encode,
-        condition, noise, velocity, pack.
+        condition, noise, velocity, pack, soften.
 
         Raises BundleError for a bundle that is missing or refused, BackendError for a backend that is unknown, not
         installed or not computing this model, ValueError for threads below 1.
@@ -316,26 +315,17 @@ class VideoCodec:
         deadline_ms: what coding one clip may take; where it took longer, clips get fewer latents. on_report: called
         with a `StreamReport` of every clip. The rest as `encode` and `encode_clips`.
         """
-        length = (
-            self.clip_frames if clip_frames is None else check_integer("clip_frames", clip_frames, 1, self.clip_frames)
-        )
-        if length % 4 != 1:
-            raise ValueError(f"clip_frames must be 1 + 4n, up to {self.clip_frames}, got {length}")
-        check_timestamps(None, 0, time_base)
         return StreamEncoder(
             self._engine,
-            clipper=Clipper(
-                clip_frames=length,
-                keyframe_interval=check_integer("keyframe_interval", keyframe_interval, 0, 2**31),
-                cuts=cuts,
-            ),
-            clip_frames=length,
-            fps=check_fps(fps),
-            budget=parse_tokens(tokens),
-            limit=self._token_limit(max_tokens),
+            fps=fps,
+            tokens=tokens,
+            max_tokens=max_tokens,
+            keyframe_interval=keyframe_interval,
+            cuts=cuts,
+            clip_frames=clip_frames,
             time_base=time_base,
-            batch_size=check_integer("batch_size", batch_size, 1, 2**16),
-            deadline_s=check_deadline(deadline_ms),
+            batch_size=batch_size,
+            deadline_ms=deadline_ms,
             on_report=on_report,
         )
 
@@ -356,15 +346,12 @@ class VideoCodec:
         longer, clips get fewer steps, then fewer latents. on_report: called with a `StreamReport` of every array of
         frames that is returned. The rest as `decode_clip`.
         """
-        check_integer("num_steps", num_steps, 1, self.manifest.sampler.max_steps)
-        if conceal not in ("hold", "continue", "raise"):
-            raise ValueError(f"conceal must be 'hold', 'continue' or 'raise', got {conceal!r}")
         return StreamDecoder(
             self._engine,
             num_steps=num_steps,
-            seed=check_integer("seed", seed, 0, 2**64 - 1),
+            seed=seed,
             conceal=conceal,
-            deadline_s=check_deadline(deadline_ms),
+            deadline_ms=deadline_ms,
             on_report=on_report,
         )
 

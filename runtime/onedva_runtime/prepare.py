@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from onedva_runtime import placement
 from onedva_runtime.errors import PacketError, WrongModel
+from onedva_runtime.limits import Limits
 from onedva_runtime.manifest import Manifest
 from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
 
 if TYPE_CHECKING:
     from onedva_runtime.clipper import Clip
-    from onedva_runtime.limits import Limits
 
 __all__ = [
     "Decibels",
@@ -259,11 +259,10 @@ def check_packet(packet: Packet, manifest: Manifest, limits: Limits | None) -> N
         ("frames", packet.frames, manifest.clip.frames - (0 if packet.is_key else 1)),
         ("latents", packet.tokens, manifest.max_tokens),
     ]
+    if limits is not None or packet.frame_size is not None:  # a tile may claim to be part of any frame
+        most.append(("pixels", math.prod(packet.whole_size), (limits or Limits()).max_pixels))
     if limits is not None:
-        most += [
-            ("pixels", math.prod(packet.whole_size), limits.max_pixels),
-            ("latents", packet.tokens, limits.max_latents),
-        ]
+        most.append(("latents", packet.tokens, limits.max_latents))
     if packet.validate().model != model.fingerprint:
         made = packet.model[:12] + "…" if packet.model else "unknown"
         raise WrongModel(f"the packet was made by the model {made}, not by {manifest.name} ({model.fingerprint[:12]}…)")

@@ -21,7 +21,7 @@ from onedva_runtime.errors import PacketError
 from onedva_runtime.limits import Limits
 from onedva_runtime.pace import Pace
 from onedva_runtime.packet import Packet
-from onedva_runtime.prepare import check_integer, check_packet
+from onedva_runtime.prepare import check_deadline, check_integer, check_packet
 from onedva_runtime.stream_report import StreamReport
 from onedva_runtime.tiles import check_tiles, same_clip
 from onedva_runtime.whole_frames import decode_whole, ends_clip
@@ -42,12 +42,16 @@ class StreamDecoder:
         num_steps: int,
         seed: int,
         conceal: Conceal,
-        deadline_s: float | None,
+        deadline_ms: float | None,
         on_report: Callable[[StreamReport], None] | None,
     ) -> None:
         """See `VideoCodec.open_decoder`."""
-        self._num_steps, self._seed, self._conceal = num_steps, seed, conceal
-        self._pace, self._on_report = Pace(deadline_s), on_report
+        self._num_steps = check_integer("num_steps", num_steps, 1, engine.manifest.sampler.max_steps)
+        self._seed = check_integer("seed", seed, 0, 2**64 - 1)
+        if conceal not in ("hold", "continue", "raise"):
+            raise ValueError(f"conceal must be 'hold', 'continue' or 'raise', got {conceal!r}")
+        self._conceal: Conceal = conceal
+        self._pace, self._on_report = Pace(check_deadline(deadline_ms)), on_report
         self._stages: dict[str, float] = {}
         self._timing = engine.on_timing
         self._engine = replace(engine, on_timing=self._note_stage)
@@ -86,10 +90,11 @@ class StreamDecoder:
             raise PacketError(
                 f"the packet from frame {packet.first_frame} on is late or comes twice: next is frame {due}"
             )
-        if follows:
-            check_tiles([*self._tiles, packet])
-        else:
+        whole = check_tiles([*(self._tiles if follows else ()), packet])
+        if not follows:
             self._check_loss(packet, missing)
+        if ends_clip(packet) and not whole and self._conceal == "raise":
+            raise PacketError(f"a tile of the clip from frame {packet.first_frame} on did not come")
         outputs: list[Uint8] = []
         if self._tiles and not follows:
             outputs += self.flush()

@@ -17,7 +17,14 @@ from onedva_runtime.clip_coding import Engine
 from onedva_runtime.clipper import Clip, Clipper
 from onedva_runtime.pace import Pace
 from onedva_runtime.packet import Packet
-from onedva_runtime.prepare import Decibels, check_frames, check_timestamps
+from onedva_runtime.prepare import (
+    check_deadline,
+    check_fps,
+    check_frames,
+    check_integer,
+    check_timestamps,
+    parse_tokens,
+)
 from onedva_runtime.stream_report import StreamReport
 from onedva_runtime.whole_frames import encode_whole
 
@@ -31,21 +38,31 @@ class StreamEncoder:
         self,
         engine: Engine,
         *,
-        clipper: Clipper,
-        clip_frames: int,
         fps: float,
-        budget: int | Decibels | None,
-        limit: int,
+        tokens: int | str,
+        max_tokens: int | None,
+        keyframe_interval: int,
+        cuts: bool,
+        clip_frames: int | None,
         time_base: Fraction | None,
         batch_size: int,
-        deadline_s: float | None,
+        deadline_ms: float | None,
         on_report: Callable[[StreamReport], None] | None,
     ) -> None:
         """See `VideoCodec.open_encoder`."""
-        self._engine, self._clipper, self._clip_frames = engine, clipper, clip_frames
-        self._fps, self._budget, self._limit, self._time_base = fps, budget, limit, time_base
-        self._batch_size, self._waiting = batch_size, list[Clip]()
-        self._pace, self._on_report = Pace(deadline_s), on_report
+        longest = engine.manifest.clip.frames
+        length = longest if clip_frames is None else check_integer("clip_frames", clip_frames, 1, longest)
+        if length % 4 != 1:
+            raise ValueError(f"clip_frames must be 1 + 4n, up to {longest}, got {length}")
+        check_timestamps(None, 0, time_base)
+        most = engine.manifest.max_tokens
+        self._engine, self._clip_frames, self._time_base = engine, length, time_base
+        self._fps, self._budget = check_fps(fps), parse_tokens(tokens)
+        self._limit = most if max_tokens is None else check_integer("max_tokens", max_tokens, 0, 2**31)
+        interval = check_integer("keyframe_interval", keyframe_interval, 0, 2**31)
+        self._clipper = Clipper(clip_frames=length, keyframe_interval=interval, cuts=cuts)
+        self._batch_size, self._waiting = check_integer("batch_size", batch_size, 1, 2**16), list[Clip]()
+        self._pace, self._on_report = Pace(check_deadline(deadline_ms)), on_report
         self._last_tick: int | None = None
         self._arrivals: deque[tuple[int, float]] = deque()  # for reports: number of a push's first frame, when it came
 

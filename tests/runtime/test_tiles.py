@@ -180,6 +180,23 @@ def test_tiles_in_disorder_are_refused(codec: VideoCodec) -> None:
         strict.push(replace(packets[0], first_frame=5))
 
 
+def test_a_strict_decoder_does_not_conceal_a_tile(codec: VideoCodec) -> None:
+    packets = codec.encode(LARGE[:5], tokens=0)
+    whole = codec.decode(packets)
+    decoder = codec.open_decoder(conceal="raise")
+    with pytest.raises(PacketError, match="a tile of the clip from frame 0 on did not come"):
+        for packet in packets[1:]:
+            decoder.push(packet)
+    decoder = codec.open_decoder(conceal="raise")
+    np.testing.assert_array_equal(np.concatenate([f for packet in packets for f in decoder.push(packet)]), whole)
+
+
+def test_a_tile_cannot_claim_a_frame_beyond_all_limits(codec: VideoCodec) -> None:
+    tile = replace(codec.encode_clip(LARGE[:5, :64, :64], tokens=0), frame_size=(1 << 20, 1 << 20))
+    with pytest.raises(PacketError, match="1099511627776 pixels; allowed: "):
+        codec.open_decoder().push(tile)
+
+
 def test_the_bound_is_the_models(make_bundle: Callable[..., Path]) -> None:
     codec = VideoCodec.from_pretrained(make_bundle(edit=lambda content: content["clip"].update(max_video_positions=60)))
     with pytest.raises(ValueError, match="more than the 12 that a clip of this model may have per group"):
