@@ -16,6 +16,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,9 +30,8 @@ from onedva.data import centre_clip, load_clips
 from onedva_runtime import Packet, VideoCodec
 from onedva_runtime.container_packet import encode_packet
 from onedva_runtime.entropy_tables import TABLES
-from onedva_runtime.errors import PacketError
 from onedva_runtime.metrics import psnr
-from onedva_runtime.thin import thin_packets
+from onedva_runtime.thin import Clip, clip_of, header_of, share
 
 Frames = NDArray[np.uint8]
 CAP = 45.0
@@ -136,7 +136,16 @@ class Coded:
     packet: Packet
     again: Packet
     """Encoded once more, at half the latents."""
+    clip: Clip
+    """Its sizes and predictions, as thinning sees them."""
+    half_bits: int
+    """1D bits of `again`."""
     errors: dict[tuple[bool, int], float] = field(default_factory=dict[tuple[bool, int], float])
+
+    def bits(self, tokens: int) -> int:
+        """1D bits of the packet thinned to `tokens`, which whole segments hold."""
+        ends = [0, *accumulate(self.clip.tokens)]
+        return 8 * sum(self.clip.sizes[: ends.index(tokens)])
 
     def error(self, codec: VideoCodec, step: float, packet: Packet) -> float:
         """Squared error of the decoded clip, summed; each length is decoded once."""
@@ -147,8 +156,9 @@ class Coded:
         return self.errors[key]
 
 
-def code_clips(codec: VideoCodec, clips: Sequence[Any], *, tokens: int | str) -> list[Coded]:
+def code_clips(codec: VideoCodec, clips: Sequence[Any], *, tokens: int | str, step: float) -> list[Coded]:
     """Up to THIN_CLIPS clips from the middle of each video."""
+    quantiser = codec.quantiser(step=step)
     coded: list[Coded] = []
     for clip in clips:
         count = min(THIN_CLIPS, len(clip.frames) // 17)
@@ -159,51 +169,40 @@ def code_clips(codec: VideoCodec, clips: Sequence[Any], *, tokens: int | str) ->
             again = codec.encode_clip(view, tokens=packet.tokens // 2, fps=24)
             number = 17 * len(coded)
             packet, again = replace(packet, first_frame=number), replace(again, first_frame=number)
-            coded.append(Coded(clip.name, view, packet, again))
+            header = header_of(packet, quantiser)
+            whole = clip_of(encode_packet(packet, quantiser, TABLES), header)
+            coded.append(Coded(clip.name, view, packet, again, whole, bits_of(again, codec, step)[1]))
         print(f"{clip.name}: coded", flush=True)
     return coded
 
 
-def thinned(packets: list[Packet], codec: VideoCodec, step: float, *, most: float) -> list[Packet]:
-    """`thin_packets` to the highest rate at which their 1D latents take at most `most` bits."""
-    quantiser = codec.quantiser(step=step)
-    low, high = 0.0, most + sum(bits_of(packet, codec, step)[0] + 8 * 200 for packet in packets)
-    best = [packet.thin(0) for packet in packets]
-    for _ in range(14):
-        middle = (low + high) / 2
-        try:
-            rate = middle / 1000 * packets[0].fps / (17 * len(packets))
-            tried = thin_packets(packets, quantiser=quantiser, max_kbps=rate)
-        except PacketError:  # not even without 1D latents
-            low = middle
-            continue
-        if sum(bits_of(packet, codec, step)[1] for packet in tried) <= most:
-            best, low = tried, middle
-        else:
-            high = middle
-    return best
+def thinned(group: Sequence[Coded], *, most: float) -> list[Packet]:
+    """What `thin_packets` keeps at the highest rate at which 1D latents take at most `most` bits."""
+    clips = [replace(one.clip, base=0) for one in group]
+    kept = share(clips, int(most / 8), source="dev split")
+    return [one.packet.thin(sum(clip.tokens[:count])) for one, clip, count in zip(group, clips, kept, strict=True)]
 
 
 def thin_table(codec: VideoCodec, clips: Sequence[Any], *, tokens: int | str, step: float) -> list[str]:
     """Clips at `tokens`; encoded again at half the latents each; thinned to half the 1D bits, and to the bits of the
     encoding at half. Each video as a file of its own, and all of them as one."""
-    coded = code_clips(codec, clips, tokens=tokens)
+    coded = code_clips(codec, clips, tokens=tokens, step=step)
     lines = ["| | 1D kbit | PSNR dB |", "|---|---:|---:|"]
     names = ("whole", "encoded at half the latents", "thinned to half the 1D bits", "thinned to the same bits as that")
     videos = [[one for one in coded if one.video == name] for name in dict.fromkeys(one.video for one in coded)]
     for title, groups in (("each video a file", videos), ("all clips one file", [coded])):
         rows: list[list[tuple[float, float]]] = []
         for group in groups:
-            whole = [one.packet for one in group]
-            again = [one.again for one in group]
-            sizes = [sum(bits_of(packet, codec, step)[1] for packet in packets) for packets in (whole, again)]
-            choices = [whole, again]
-            choices += [thinned(whole, codec, step, most=most) for most in (sizes[0] / 2, sizes[1])]
+            size, half = sum(8 * sum(one.clip.sizes) for one in group), sum(one.half_bits for one in group)
+            choices = [[one.packet for one in group], [one.again for one in group]]
+            choices += [thinned(group, most=most) for most in (size / 2, half)]
+            sizes = [size, half]
+            for packets in choices[2:]:
+                sizes.append(sum(one.bits(packet.tokens) for one, packet in zip(group, packets, strict=True)))
             row: list[tuple[float, float]] = []
-            for packets in choices:
+            for packets, bits in zip(choices, sizes, strict=True):
                 error = sum(one.error(codec, step, packet) for one, packet in zip(group, packets, strict=True))
                 pixels = sum(one.frames.size for one in group)
-                bits = sum(bits_of(packet, codec, step)[1] for packet in packets)
                 row.append((bits / 1000, 10 * float(np.log10(255**2 * pixels / error))))
             rows.append(row)
         for name, (bits, decibels) in zip(names, np.mean(rows, axis=0), strict=True):

@@ -51,12 +51,16 @@ class CodecChoice:
     threads: int | None = None
     """CPU threads of the backend; None lets it use all cores."""
 
-    def open(self) -> VideoCodec:
-        """Load the bundle and check it. Raises BundleError, BackendError."""
+    def open(self, *, made_by: str | None = None) -> VideoCodec:
+        """Load the bundle and check it. made_by: fingerprint of the model that made what is to be decoded; a name
+        without a version then means that version, where it is shipped. Raises BundleError, BackendError."""
         from onedva_runtime import VideoCodec
+        from onedva_runtime.hub import shipped_maker
 
+        maker = shipped_maker(made_by) if made_by is not None else None
+        model = maker if maker is not None and maker.rpartition("-v")[0] == self.model else self.model
         return VideoCodec.from_pretrained(
-            self.model, backend=self.backend, dtype=self.dtype, device=self.device, threads=self.threads
+            model, backend=self.backend, dtype=self.dtype, device=self.device, threads=self.threads
         )
 
 
@@ -170,7 +174,8 @@ def decode_file(
         open_packets(opened_data(source)) as reader,
         Pipeline() as pipeline,
     ):
-        header, codec = reader.header, choice.open()
+        header = reader.header
+        codec = choice.open(made_by=header.model)
         start = time.perf_counter()
         written: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
         packets = pipeline.stage("read", reader, may_stall=is_pipe(source))

@@ -29,6 +29,7 @@ def describe(path: Path) -> dict[str, Any]:
     nothing of the file can be read.
     """
     from onedva_runtime.container import open_packets
+    from onedva_runtime.hub import shipped_maker
 
     with open_packets(path, on_error="skip") as reader:
         clips = [_clip(coded, float(reader.header.fps)) for coded in reader.coded()]
@@ -41,7 +42,7 @@ def describe(path: Path) -> dict[str, Any]:
     }
     return {
         **facts,
-        "model_name": _model_name(header.model),
+        "model_name": shipped_maker(header.model),
         "frames": frames,
         "seconds": seconds,
         "clips": len(clips),
@@ -73,16 +74,6 @@ def _clip(coded: Coded, fps: float) -> dict[str, Any]:
         "latent_bits": 8 * sum(len(segment.data) for segment in coded.segments),
         "predicted_psnr_db": predicted,
     }
-
-
-def _model_name(fingerprint: str) -> str | None:
-    """The shipped model with this fingerprint; None where it is another's."""
-    from onedva_runtime.bundle import parse_manifest, shipped
-
-    for name, folder in shipped().items():
-        if parse_manifest((folder / "manifest.json").read_bytes()).model.fingerprint == fingerprint:
-            return name
-    return None
 
 
 def describe_tables(path: Path, document: dict[str, Any]) -> list[Table]:

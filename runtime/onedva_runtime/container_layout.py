@@ -54,6 +54,8 @@ RECORD = struct.Struct("<4sII")
 SETUP, PACKET, INDEX, END = b"SET2", b"PKT2", b"IDX2", b"END2"
 MARKS = (SETUP, PACKET, INDEX, END)
 MAX_HEADER = 1 << 16
+MAX_SETUP = 1 << 20  # bytes of a setup's body
+MAX_LEVELS = 1 << 15  # of one kind of clip
 MAX_GROUPS = 64  # of one clip: 253 frames
 MAX_CHANNELS = 1 << 12  # Zs, Z, and Zs of all coded groups: they bound the steps that decoding one packet takes
 _LENGTH, _CRC, _END, _COUNT = struct.Struct("<I"), struct.Struct("<I"), struct.Struct("<QQI"), struct.Struct("<I")
@@ -172,11 +174,17 @@ def unpack_setup(body: bytes) -> tuple[Header, Tables, Quantiser]:
         raise Corrupt("its header is damaged")
     header = parse_header(text)
     channels = header.structural_channels, header.latent_channels
+    levels: dict[Kind, Levels] = {}
+    for part in parts:
+        kind, found = _unpack_levels(part, *channels)
+        if kind in levels:
+            raise Corrupt("its levels come twice")
+        levels[kind] = found
     quantiser = Quantiser(
         structural_channels=header.structural_channels,
         latent_channels=header.latent_channels,
         step=header.step,
-        levels=dict(_unpack_levels(part, *channels) for part in parts),
+        levels=levels,
     )
     return header, Tables.unpack(tables), quantiser
 
@@ -186,13 +194,18 @@ def _pack_levels(kind: Kind, levels: Levels) -> bytes:
     return bytes(kind) + zlib.compress(differences.tobytes(), 9)
 
 
+def fits(groups: int, structural: int, latent: int) -> bool:
+    """Whether the format holds clips of this many coded groups, structural and latent channels."""
+    return groups * structural <= MAX_CHANNELS and groups * (structural + latent) <= MAX_LEVELS
+
+
 def _unpack_levels(data: bytes, structural: int, latent: int) -> tuple[Kind, Levels]:
     key, groups = (data[0], data[1]) if len(data) > 2 else (2, 0)
     if key > 1 or not 2 - key <= groups <= MAX_GROUPS:
         raise Corrupt("its levels are damaged")
     shape = groups - 1 + key, structural + latent
-    if shape[0] * structural > MAX_CHANNELS:
-        raise Corrupt(f"{shape[0]} groups of {structural} structural channels; the format holds {MAX_CHANNELS} in all")
+    if not fits(shape[0], structural, latent):
+        raise Corrupt(f"{shape[0]} groups of {structural} and {latent} channels are more than the format holds")
     raw = np.frombuffer(inflate(data[2:], 2 * shape[0] * shape[1]), "<i2").reshape(shape)
     levels = np.cumsum(raw, axis=1, dtype=np.int64)
     if levels.min() < LOWEST_LEVEL or levels.max() > HIGHEST_LEVEL:

@@ -28,7 +28,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from onedva_runtime.container_layout import MAX_CHANNELS, MAX_GROUPS, Header, section, sections
+from onedva_runtime.container_layout import MAX_CHANNELS, MAX_GROUPS, MAX_LEVELS, Header, fits, section, sections
 from onedva_runtime.entropy import Decoder, Encoder, Tables
 from onedva_runtime.errors import Corrupt, OverLimit, PacketError
 from onedva_runtime.latent_coding import (
@@ -160,9 +160,9 @@ class Coded:
 
 def encode_packet(packet: Packet, quantiser: Quantiser, tables: Tables) -> Coded:
     """Quantise and code a packet that `Packet.validate` passes; raises PacketError for what the format cannot hold."""
-    groups, channels = packet.grid[0], packet.structural.shape[-1]
-    if groups > MAX_GROUPS or groups * channels > MAX_CHANNELS:
-        most = f"{MAX_GROUPS} groups and {MAX_CHANNELS} structural channels in all of them"
+    groups, channels = packet.grid[0], (packet.structural.shape[-1], packet.latents.shape[-1])
+    if groups > MAX_GROUPS or not fits(groups, *channels):
+        most = f"{MAX_GROUPS} groups, {MAX_CHANNELS} structural channels and {MAX_LEVELS} channels in all of them"
         raise PacketError(f"packet of {groups} groups of frames of {channels} channels; the format holds {most}")
     levels = quantiser.of((packet.is_key, packet.grid[0]))
     structural, latents = to_integers(packet, quantiser)

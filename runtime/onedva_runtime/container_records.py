@@ -44,6 +44,8 @@ class Records:
             raise Corrupt("damaged: no record starts here")
         mark, length = found
         most = self._limits.max_packet_bytes
+        if mark == layout.SETUP and length > layout.MAX_SETUP:
+            raise Corrupt(f"a setup of {length} bytes; the format holds {layout.MAX_SETUP}")
         if length > most:
             raise OverLimit(f"a record of {length} bytes; allowed: {most} (Limits.max_packet_bytes)")
         body = self.source.look(length, after=len(head))

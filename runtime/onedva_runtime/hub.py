@@ -3,6 +3,7 @@ stand in `models/` beside this file under versioned names; a name without a vers
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from onedva_runtime.errors import BundleError
 
-__all__ = ["cache_folder", "find", "shipped"]
+__all__ = ["cache_folder", "find", "shipped", "shipped_maker"]
 
 MODELS = Path(__file__).parent / "models"
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -26,6 +27,19 @@ def shipped() -> dict[str, Path]:
         if match and (folder / "manifest.json").is_file():
             found.append((match[1], int(match[2]), folder))
     return {folder.name: folder for _, _, folder in sorted(found)}
+
+
+def shipped_maker(fingerprint: str) -> str | None:
+    """The versioned name of the bundle in this package that has this fingerprint, so that what an older version wrote
+    stays readable; None where it is none of them."""
+    for name, folder in shipped().items():
+        try:
+            found = json.loads((folder / "manifest.json").read_bytes())["model"]["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            continue  # `read_bundle` says what is wrong with it, to whoever opens it
+        if found == fingerprint:
+            return name
+    return None
 
 
 def cache_folder() -> Path:

@@ -117,7 +117,7 @@ def thin_packets(
     listed = list(packets)
     if tokens is not None or not listed:
         return [packet.thin(_whole_segments(packet.tokens, tokens or 0)) for packet in listed]
-    header = _header(listed[0], quantiser)
+    header = header_of(listed[0], quantiser)
     clips = [clip_of(encode_packet(packet.validate(), quantiser, TABLES), header) for packet in listed]
     frames = sum(packet.frames for packet in listed if packet.corner == (0, 0))
     kept = share(clips, _budget(max_kbps or 0, frames, header.fps, clips, 0, source="packets"), source="packets")
@@ -209,7 +209,8 @@ def _check(max_kbps: float | None, tokens: int | None) -> None:
         raise ValueError(f"thin to at least 0, got {value}")
 
 
-def _header(packet: Packet, quantiser: Quantiser) -> Header:
+def header_of(packet: Packet, quantiser: Quantiser) -> Header:
+    """The header that a file of this packet would have, but for its colour."""
     height, width = packet.whole_size
     return Header(
         width=width,

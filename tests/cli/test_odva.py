@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from onedva.commands.coding import CodecChoice
 from onedva_runtime.container import load_packets
 
 Run = Callable[..., Result]
@@ -80,3 +81,12 @@ def test_a_sandbox_changes_nothing_but_who_decodes(run: Run, coded: Path, video:
     assert (tmp_path / "b.odva").read_bytes() == coded.read_bytes()
     result = run("encode", "-", tmp_path / "c.odva", "--sandbox")
     assert result.exit_code == 2 and "--sandbox opens files" in result.stderr
+
+
+def test_an_older_shipped_model_is_found_by_what_the_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("onedva_runtime.hub.shipped_maker", {"old": "tiny-v1"}.get)
+    monkeypatch.setattr("onedva_runtime.VideoCodec.from_pretrained", lambda model, **_: asked.append(model))
+    for model, made_by in (("tiny", "old"), ("tiny", "unknown"), ("tiny", None), ("small", "old"), ("tiny-v2", "old")):
+        CodecChoice(model=model).open(made_by=made_by)
+    assert asked == ["tiny-v1", "tiny", "tiny", "small", "tiny-v2"]

@@ -216,6 +216,7 @@ def test_saving_is_whole_or_nothing(tmp_path: Path) -> None:
         ([huge], "quantiser steps; allowed"),
         ([other], r"channels \(3, 4\), the quantiser has \(2, 4\)"),
         ([good, long], "no quantiser steps for a key clip of 7 groups"),
+        ([make_packet(frames=257)], "packet of 65 groups of frames"),
     ):
         with pytest.raises(PacketError, match=message) as caught:
             save_packets(path, packets, quantiser=quantiser)

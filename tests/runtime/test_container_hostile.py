@@ -116,6 +116,19 @@ def test_a_setup_with_right_checksums_is_not_trusted(
         open_packets(io.BytesIO(rebuilt(setup=b"".join(map(layout.section, parts)))))
 
 
+def test_a_setup_is_bounded() -> None:
+    data = rebuilt()
+    (length,) = struct.unpack_from("<I", data, 16)
+    body = data[24 : 24 + length]
+    *_, levels = layout.sections(body)
+    with pytest.raises(Corrupt, match="come twice"):
+        open_packets(io.BytesIO(rebuilt(setup=body + layout.section(levels))))
+    with pytest.raises(Corrupt, match="the format holds 1048576"):
+        open_packets(io.BytesIO(rebuilt(setup=body + layout.section(bytes(1 << 20)))))
+    with pytest.raises(Corrupt, match="more than the format holds"):
+        open_packets(io.BytesIO(rebuilt({"latent_channels": 4000, "structural_channels": 4000})))
+
+
 def facts(flags: int = 1, frames: int = 5, first: int = 0, rest: bytes = b"") -> bytes:
     return struct.pack("<BHI", flags, frames, first) + rest
 

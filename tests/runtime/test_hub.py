@@ -30,6 +30,13 @@ def test_a_name_without_a_version_is_the_newest(models: Path) -> None:
     assert hub.find("tiny-hd") == models / "tiny-hd-v3"
 
 
+def test_a_fingerprint_finds_its_maker(models: Path) -> None:
+    (models / "tiny-v1" / "manifest.json").write_text('{"model": {"fingerprint": "abc"}}')
+    (models / "tiny-v2" / "manifest.json").write_text('{"model": []}')
+    assert hub.shipped_maker("abc") == "tiny-v1"
+    assert hub.shipped_maker("abd") is None
+
+
 def test_a_shipped_name_wins_over_a_folder_of_the_working_directory(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
