@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VIDEO ?=
+BENCH ?=
 
 # pip reads these in its isolated builds too, where `-c` does not reach; newer versions of pip want the second name there.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -14,13 +15,19 @@ BUILT := pyproject.toml CMakeLists.txt constraints.txt $(wildcard cpp_ext/*)
 COPIED := $(shell find onedva export runtime -type f -not -name '*.pyc' -not -name '*.so')
 CXX_FILES := $(wildcard cpp_ext/*)
 
-.PHONY: demo test lint format wheel constraints clean
+.PHONY: bench demo test lint format wheel constraints clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/onedva demo $(if $(VIDEO),--video "$(VIDEO)") -o demo -f
 
 test: .venv/ready
 	ONEDVA_REQUIRE=$${ONEDVA_REQUIRE:-slow} .venv/bin/python -m pytest
+
+# Every row of the speed bars, written to docs/benchmarks.md: about 20 minutes, on a machine that does nothing else.
+# BENCH=--quick shows in a few minutes that it works.
+bench: .venv/ready
+	.venv/bin/python -c 'import diffusers' 2>/dev/null || .venv/bin/pip install --quiet --editable '.[dev,peers]'
+	.venv/bin/python bench/run.py $(BENCH)
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .
@@ -36,12 +43,12 @@ format: .venv/ready
 wheel: .venv/ready
 	.venv/bin/pip wheel --no-deps --wheel-dir dist .
 
-# Pins everything that `.[dev]` and a build bring, from an environment that nothing else has touched. Local versions such
+# Pins everything that `.[dev,peers]` and a build bring, from an environment that nothing else has touched. Local versions such
 # as +cpu are cut off: which build of a package there is depends on where it comes from.
 constraints:
 	rm -rf .venv-pins
 	$(PYTHON) -m venv .venv-pins
-	env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT .venv-pins/bin/pip install --quiet '.[dev]' torch==2.13.0
+	env -u PIP_CONSTRAINT -u PIP_BUILD_CONSTRAINT .venv-pins/bin/pip install --quiet '.[dev,peers]' torch==2.13.0
 	{ echo '# Pins what CI installs. Written by `make constraints`.'; \
 	  .venv-pins/bin/pip freeze --all --exclude pip --exclude onedva | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt
 	rm -rf .venv-pins

@@ -282,6 +282,7 @@ def bench(
     steps: Annotated[str, typer.Option("--steps", help="Step counts, by comma.")] = "0,1,2,4",
     size: Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT of the clip, by comma.")] = "256x256",
     runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs per cell.")] = 50,
+    warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Runs of a cell before the clock counts.")] = 5,
     time_box: Annotated[
         float, typer.Option("--time-box", min=0, help="Seconds after which a cell stops short of its runs.")
     ] = 5,
@@ -312,7 +313,7 @@ def bench(
         compare_files(*compare, terminal=terminal)
         return
     choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
-    timing = Timing(runs=runs, time_box=time_box)
+    timing = Timing(warm_up=warm_up, runs=runs, time_box=time_box)
     plan = Plan.parse(lengths=lengths, steps=steps, size=size, timing=timing, seed=seed)
     bench_codec(source, suite=suite, plan=plan, choice=choice, output=output, force=force, terminal=terminal)
 
