@@ -129,8 +129,9 @@ def decode_chain(
                 own.append(decode_clip(model, z, noise, steps, None))
                 true.append(own[0])
                 continue
-            for decoded, context in ((own, own[-1][-1]), (true, source[start])):
-                decoded.append(soften(context, decode_clip(model, z, noise, steps, context)[1:]))
+            # only what was decoded is glided from: the source's frame would tell what no decoder knows
+            own.append(soften(own[-1][-1], decode_clip(model, z, noise, steps, own[-1][-1])[1:]))
+            true.append(decode_clip(model, z, noise, steps, source[start])[1:])
     return np.concatenate(own), np.concatenate(true)
 
 

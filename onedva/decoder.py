@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from onedva import flow
+from onedva.borders import soften_borders
 from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva.layers import (
     BLOCK_MODULATIONS,
@@ -28,7 +29,7 @@ from onedva.layers import (
     norm,
     rope_rotations,
 )
-from onedva.patches import patchify, unpatchify
+from onedva.patches import frames_of, patchify, unpatchify
 from onedva.transform import PatchTransform
 from onedva_runtime.placement import PATCH_FRAMES
 
@@ -162,13 +163,27 @@ class Decoder(nn.Module):
         shape = condition.context.shape[:4]
         if transform is None:
             patches = self.patch_out(self.features(self.patch_in(patchify(noisy)), t, condition)[0])
+            output = unpatchify(patches.reshape(*shape, PATCH_VALUES)).float() + condition.preview
         else:
-            patches = self.remainder(noisy, t, condition, transform) @ transform.basis
-        output = unpatchify(patches.reshape(*shape, PATCH_VALUES)).float() + condition.preview
+            output = self.clean(noisy, t, condition, transform)
         return output + self.residual(output) if self.config.residual_channels else output
 
-    def remainder(self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform) -> Tensor:
-        """Coefficients (B, N, R) of what the preview lacks: what the network predicts, and what `noisy` shows of it.
+    def clean(self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform) -> Tensor:
+        """x̂ (B, 3, T, H, W) but for `residual`: preview and remainder through the basis as one, borders softened."""
+        shape = condition.context.shape[:4]
+        remainder, local = self.remainder(noisy, t, condition, transform)
+        coefficients = condition.context[..., self.config.width :].float() + remainder.reshape(*shape, -1)
+        variance = (local * pixel_variance(transform)).reshape(shape)
+        first, others = coefficients.split([1, shape[1] - 1], dim=1)
+        start = soften_borders(transform.first_frame(first), variance[:, :1], 1)
+        rest = soften_borders(transform.patches(others), variance[:, 1:], PATCH_FRAMES)
+        return torch.cat([frames_of(start, 1), frames_of(rest, PATCH_FRAMES)], dim=2).float()
+
+    def remainder(
+        self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform
+    ) -> tuple[Tensor, Tensor]:
+        """Coefficients (B, Tg, P, R) of what the preview lacks: what the network predicts, and what `noisy` shows of
+        it. And the variance (B, Tg, P, 1) of what the prediction lacks, over the usual.
 
         Less the preview's part, `noisy` is (1 − t)·remainder + t·noise. Were the remainder normal around the prediction
         r̂ with a variance σ², its mean given that would be r̂ + (1 − t)σ² / ((1 − t)²σ² + t²) · (seen − (1 − t)·r̂): so
@@ -187,7 +202,7 @@ class Decoder(nn.Module):
             variance = usual * local
             gain = kept * variance / (kept.square() * variance + noise).clamp(min=1e-8)
             predicted = predicted + gain * (seen.float() - kept * predicted)
-        return predicted.flatten(1, 2)
+        return predicted, local
 
     def predicted(
         self,
@@ -277,6 +292,11 @@ class Decoder(nn.Module):
         if self.config.prediction == "video":
             return flow.velocity_from_video(noisy, output, at)
         return torch.where(at == 0, torch.zeros_like(output), output)
+
+
+def pixel_variance(transform: PatchTransform) -> Tensor:
+    """Mean squared error of a pixel that previews usually leave, a scalar."""
+    return transform.remainder_std.square().sum() / PATCH_VALUES
 
 
 def share_of_usual(coefficients: Tensor, transform: PatchTransform) -> Tensor:
