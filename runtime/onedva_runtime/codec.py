@@ -88,7 +88,7 @@ class VideoCodec:
         fastest that passes, measured the same way.
         revision: the pinned revision of a hub id. limits: bounds on packets beside the bundle's own (max_pixels,
         max_latents). on_timing: called as on_timing(stage, seconds) in the calling thread after place, encode,
-        condition, noise, velocity, pack, soften.
+        condition, noise, velocity, pack, soften, and decode, which is those of one step in one graph.
 
         Raises BundleError for a bundle that is missing or refused, BackendError for a backend that is unknown, not
         installed or not computing this model, ValueError for threads below 1.

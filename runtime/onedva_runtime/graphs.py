@@ -83,6 +83,7 @@ def decode_batch(
     seed: int,
     corners: Sequence[tuple[int, int]] | None = None,
     context_frames: Sequence[npt.NDArray[np.uint8] | None] | None = None,
+    one_graph: bool = True,
     on_timing: OnTiming | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode clips to frames (B, T, H, W, 3), padded as they were encoded; frame 0 of a continuation clip is its
@@ -91,7 +92,8 @@ def decode_batch(
     structural (B, Tg, Hg, Wg, Zs), latents (B, K, Z), anchors (B, K); fps and first_frames, the number of frame 0 in
     its video: one per clip. num_steps 0: preview. corners: (top, left) of each clip in its video, (0, 0) by default.
     context_frames: for each continuation clip the frame (H, W, 3) before it, padded, None for each key clip; all are
-    key clips by default. One step is one graph where the bundle has it: at t = 1 the noise has no weight.
+    key clips by default. one_graph: take one step by one graph where the bundle has it (at t = 1 the noise has no
+    weight); False goes through condition and velocity, to the same frames within rounding.
     """
     batch, groups, grid_height, grid_width, _ = structural.shape
     count, height, width = 4 * groups - 3, 16 * grid_height, 16 * grid_width
@@ -106,7 +108,7 @@ def decode_batch(
         _resolution(count, height, width, fps),
         keys,
     )
-    if num_steps == 1 and backend.has_one_step:
+    if num_steps == 1 and one_graph and backend.has_one_step:
         blank = np.zeros((height, width, 3), np.uint8)
         frames_before = np.stack([blank if context is None else context for context in contexts])
         with timed(on_timing, "decode"):

@@ -55,18 +55,25 @@ def _run_case(
     outputs = encode_batch(backend, frames, anchors, [case.fps])
     got = dict(zip(("structural", "latents", "predicted_error"), outputs, strict=True))
     differences = {role: _difference(got[role], golden[role]) for role in got if role in golden}
-    again = decode_batch(
-        backend,
-        structural,
-        latents,
-        anchors,
-        [case.fps],
-        [0],
-        sampler=bundle.manifest.sampler,
-        num_steps=case.num_steps,
-        seed=case.seed,
+    ways = (True, False) if backend.has_one_step and case.num_steps == 1 else (False,)
+    psnr = min(
+        _psnr(
+            decode_batch(
+                backend,
+                structural,
+                latents,
+                anchors,
+                [case.fps],
+                [0],
+                sampler=bundle.manifest.sampler,
+                num_steps=case.num_steps,
+                seed=case.seed,
+                one_graph=way,
+            ),
+            decoded,
+        )
+        for way in ways
     )
-    psnr = _psnr(again, decoded)
     tolerances, least = bundle.manifest.tolerances, bundle.manifest.golden.min_psnr_db
     coarse_psnr, coarse = COARSE_BARS.get(backend.dtype, (least, 0.0))
     passed = psnr >= min(least, coarse_psnr) and all(

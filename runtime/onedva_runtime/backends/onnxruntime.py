@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from onedva_runtime.backends import Condition, Float32, cpu_name, usable_cores
 from onedva_runtime.errors import BackendError, BundleError
 from onedva_runtime.private_cache import cache_key, private_folder, trim
+from onedva_runtime.turns import Turns
 
 if TYPE_CHECKING:
     from onedva_runtime.bundle import Bundle
@@ -51,7 +51,7 @@ class OnnxRuntimeBackend:
         """
         self.threads = threads or usable_cores()
         # More runs at once than there are cores for would only take the arena of another run each.
-        self._slots = threading.BoundedSemaphore(max(1, usable_cores() // self.threads))
+        self._slots = Turns(max(1, usable_cores() // self.threads))
         self._encoder, _ = self._open(bundle, "encoder")
         self._condition, self._condition_outputs = self._open(bundle, "condition")
         self._velocity, _ = self._open(bundle, "velocity")

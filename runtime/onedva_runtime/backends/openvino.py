@@ -21,6 +21,7 @@ import numpy.typing as npt
 from onedva_runtime.backends import Condition, Float32, cpu_name, usable_cores
 from onedva_runtime.errors import BackendError, BundleError
 from onedva_runtime.private_cache import cache_key, private_folder, trim
+from onedva_runtime.turns import Turns
 
 if TYPE_CHECKING:
     from onedva_runtime.bundle import Bundle
@@ -57,7 +58,7 @@ class OpenVinoBackend:
         self.has_one_step = "one_step" in bundle.manifest.graphs
         streams = max(1, usable_cores() // self.threads)
         # More runs at once than there are streams for would only wait inside OpenVINO, with the memory of a run each.
-        self._slots = threading.BoundedSemaphore(streams)
+        self._slots = Turns(streams)
         self._settings = {
             "INFERENCE_PRECISION_HINT": HINTS[dtype],
             "NUM_STREAMS": streams,
@@ -118,7 +119,7 @@ class OpenVinoBackend:
         if self.dtype == "int8" and graph not in self._quantised:
             from onedva_runtime.backends.openvino_int8 import quantise_weights
 
-            quantise_weights(model)
+            quantise_weights(model, pixels=graph == "velocity")
             self._quantised.add(graph)
         return model.clone()
 

@@ -17,11 +17,11 @@ SMALLEST = 256 * 64  # weights; smaller layers are not worth the quantisation of
 LEVELS = 127
 
 
-def quantise_weights(model: Any) -> int:
+def quantise_weights(model: Any, *, pixels: bool) -> int:
     """Replace, in place, the weights of the linear layers of an OpenVINO model; returns how many layers were.
 
-    Layers from or to pixels stay as they are: they are the linear transform, whose output is what one looks at, and
-    what they leave is a hundredth of what they hold.
+    pixels: also of those from and to pixels. Not where the picture itself goes through them: they are the linear
+    transform, whose output is what one looks at. In the velocity graph only the remainder and noise do.
     """
     import openvino.opset15 as operators
     from openvino.passes import ConstantFolding, Manager
@@ -35,7 +35,7 @@ def quantise_weights(model: Any) -> int:
         if node.get_type_name() != "MatMul" or node.input_value(1).get_node().get_type_name() != "Constant":
             continue
         weights = node.input_value(1).get_node().data.astype(np.float32)
-        if weights.ndim != 2 or weights.size < SMALLEST or PATCH_VALUES in weights.shape:
+        if weights.ndim != 2 or weights.size < SMALLEST or (not pixels and PATCH_VALUES in weights.shape):
             continue
         turns = node.get_attributes()
         if not turns["transpose_b"]:
