@@ -239,12 +239,15 @@ def random_length(random: np.random.Generator, grid: tuple[int, int, int], confi
 def floor_error(frames: np.ndarray, pca: PatchPCA, *, tokens: int, structural_channels: int) -> float:
     """Mean squared error on [-1, 1] of the linear floor on one clip (T, H, W, 3) uint8.
 
-    Every patch keeps its first components; `tokens` patches, those with most detail, keep all of `pca`'s.
+    Every patch keeps its first components; `tokens` patches, those with most gradient and motion energy (for single
+    patches better than `placement.detail_map`), keep all of `pca`'s.
     """
     patches = patchify(to_video(torch.from_numpy(frames)[None]))[0] - pca.mean
     coefficients = (patches @ pca.components.T).square()
     left = patches.square().sum(-1) - coefficients[..., :structural_channels].sum(-1)
-    detail = torch.from_numpy(placement.detail_map(frames).reshape(-1))
+    gradients, motion = placement.texture_and_motion(frames)
+    motion[0] = 0  # a frame that nothing came before
+    detail = torch.from_numpy((gradients + motion).reshape(-1))
     chosen = detail.argsort(descending=True, stable=True)[:tokens]
     left.view(-1)[chosen] -= coefficients[..., structural_channels:].sum(-1).view(-1)[chosen]
     left[0] *= FIRST_GROUP

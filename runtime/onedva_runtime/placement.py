@@ -39,6 +39,15 @@ def detail_map(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
     stands still, or moves but is flat, fits in the structural latent. On training clips 256 latents placed by it gain
     94 % of the decibels that the best placement would; by the sum of the two 87 %, by gradients alone less.
     """
+    gradients, motion = texture_and_motion(frames)
+    if len(frames) == 1:
+        return gradients
+    # float64 rounds the product (below 2⁵⁴) and its root the same way on every machine
+    return np.sqrt((gradients * motion).astype(np.float64)).astype(np.int64)
+
+
+def texture_and_motion(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The two sums that `detail_map` is made of, each (Tg, Hg, Wg); the second is zero for a single frame."""
     grid_of(frames.shape[0], frames.shape[1], frames.shape[2])
     # in float32 for its speed: products and sums stay below 2²⁴, so they are exact
     luma = (frames.reshape(-1, 3) @ LUMA).astype(np.int32) >> 8
@@ -46,12 +55,10 @@ def detail_map(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
     texture = np.zeros(luma.shape, np.int32)
     texture[:, 1:] = _squares(luma[:, 1:] - luma[:, :-1])
     texture[:, :, 1:] += _squares(luma[:, :, 1:] - luma[:, :, :-1])
-    gradients = _group_sums(texture)
-    if len(luma) == 1:
-        return gradients
-    changes = _group_sums(np.concatenate([_squares(luma[1:2] - luma[:1]), _squares(luma[1:] - luma[:-1])]))
-    # float64 rounds the product (below 2⁵⁴) and its root the same way on every machine
-    return np.sqrt((gradients * changes).astype(np.float64)).astype(np.int64)
+    motion = np.zeros(luma.shape, np.int32)
+    motion[1:] = _squares(luma[1:] - luma[:-1])
+    motion[0] = motion[min(1, len(motion) - 1)]
+    return _group_sums(texture), _group_sums(motion)
 
 
 def _squares(values: NDArray[np.int16]) -> NDArray[np.int32]:

@@ -163,7 +163,9 @@ def test_the_floor_is_patches_by_their_components(make_frames: Callable[..., np.
     video = to_video(torch.from_numpy(frames)[None])
     pca = quick_pca(video, 24)
     rows = patchify(video).reshape(48, 3072) - pca.mean
-    many = torch.from_numpy(placement.detail_map(frames)).flatten().argsort(descending=True, stable=True)[:16]
+    gradients, motion = placement.texture_and_motion(frames)
+    motion[0] = 0
+    many = torch.from_numpy(gradients + motion).flatten().argsort(descending=True, stable=True)[:16]
     kept = rows @ pca.components[:6].T @ pca.components[:6]
     kept[many] = rows[many] @ pca.components.T @ pca.components
     left = (rows - kept).square().sum(-1)
