@@ -78,6 +78,10 @@ ABLATIONS: dict[str, Ablation] = {
         variant=Change(train={"linear_start": False}),
         note="The network is the same; its principal components and directions start at random and are learned.",
     ),
+    "one-class": Ablation(
+        question="one set of directions for all columns against a choice of four",
+        variant=Change(model={"classes": 1}),
+    ),
     "no-full-noise": Ablation(question="without the full-noise tail of t", variant=Change(train={"p_full": 0.0})),
     "velocity": Ablation(
         question="velocity against clean-video prediction",

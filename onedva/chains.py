@@ -1,8 +1,9 @@
 """Continuation clips: does a chain drift, and can its joints be seen (`onedva eval --chains`)?
 
 A chain is a key clip and continuation clips after it, each sharing its first frame with the last of the one before. It
-is decoded twice from the same latents and noise: as a viewer does, each clip given the model's own last decoded frame,
-and with the true source frame in its place. What the first loses against the second is what the chain costs.
+is decoded twice from the same latents and noise: as a viewer does, each clip given the model's own last decoded frame
+and its joint softened, and with the true source frame in its place. What the first loses against the second is what the
+chain costs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onedva.evaluate import PSNR_CAP
 from onedva.model import HybridLatents, OneDVA, to_frames, to_video
 from onedva_runtime.metrics import psnr
 from onedva_runtime.placement import PATCH_FRAMES
+from onedva_runtime.seams import soften
 
 TOKENS = 256  # 1D latents of each clip of a chain, unless said
 
@@ -127,7 +129,8 @@ def decode_chain(
                 own.append(decode_clip(model, z, noise, steps, None))
                 true.append(own[0])
                 continue
-            own.append(decode_clip(model, z, noise, steps, own[-1][-1])[1:])
+            # only what was decoded is glided from: the source's frame would tell what no decoder knows
+            own.append(soften(own[-1][-1], decode_clip(model, z, noise, steps, own[-1][-1])[1:]))
             true.append(decode_clip(model, z, noise, steps, source[start])[1:])
     return np.concatenate(own), np.concatenate(true)
 

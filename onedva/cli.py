@@ -145,6 +145,10 @@ def decode(
     pipe: Annotated[
         str, typer.Option("--pipe", help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB.")
     ] = "y4m",
+    skip_damage: Annotated[
+        bool,
+        typer.Option("--skip-damage", help="Conceal damaged clips, and tell of them, instead of failing."),
+    ] = False,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
     device: Device = "cpu",
@@ -169,6 +173,7 @@ def decode(
         seed=seed,
         audio=audio,
         pipe=pipe,
+        skip_damage=skip_damage,
         force=force,
         terminal=terminal,
     )

@@ -43,6 +43,8 @@ class OneDVAConfig:
     """Longest 1D sequence seen in training; a longer one is not asked of the model."""
     components: int = 256
     """Principal components of a patch that latents and preview are made of; see `onedva.transform`."""
+    classes: int = 4
+    """Sets of directions that each grid column chooses from; see `onedva.transform`."""
     residual_channels: int = 8
     """Hidden channels of the residual convolution behind the pixelshuffle; 0 leaves it out."""
     prediction: Prediction = "video"
@@ -71,6 +73,8 @@ class OneDVAConfig:
             raise ValueError(f"clip_frames must be 1 + {PATCH_FRAMES}n, got {self.clip_frames}")
         if self.pca and not self.structural_channels + self.latent_channels <= self.components <= PATCH_VALUES:
             raise ValueError(f"components must hold both latents and be at most {PATCH_VALUES}, got {self.components}")
+        if not 1 <= self.classes <= 16:
+            raise ValueError(f"classes must be between 1 and 16, got {self.classes}")
         if self.prediction == "velocity" and self.pca:
             raise ValueError("prediction='velocity' has no preview to start from: set pca=False")
         if self.conditioning == "in_context" and self.stem_depth:

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from onedva import flow
+from onedva.borders import soften_borders
 from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva.layers import (
     BLOCK_MODULATIONS,
@@ -28,12 +29,10 @@ from onedva.layers import (
     norm,
     rope_rotations,
 )
-from onedva.patches import patchify, unpatchify
+from onedva.patches import frames_of, patchify, unpatchify
 from onedva.transform import PatchTransform
 from onedva_runtime.placement import PATCH_FRAMES
 
-NEIGHBOURS = tuple((y, x) for y in (-1, 0, 1) for x in (-1, 0, 1))  # a position and the eight around it, in its group
-NEIGHBOUR_COEFFICIENTS = 64  # how many of a patch's strongest coefficients its neighbours' preview sees
 ENDS_MODULATIONS = 4  # gate of the noisy input; shift, scale and skip gate of the unpatchifier
 
 
@@ -57,6 +56,7 @@ class Decoder(nn.Module):
         if config.pca:
             self.coefficients_in = nn.Linear(config.components, width)
             self.sent_in = nn.Parameter(torch.zeros(width))
+            self.class_in = nn.Parameter(torch.zeros(config.classes, width))
         else:
             self.structural_in = nn.Linear(config.structural_channels, width)
             self.latents_at_in = nn.Linear(config.latent_channels, width, bias=False)
@@ -83,14 +83,12 @@ class Decoder(nn.Module):
             nn.init.zeros_(self.residual_out.weight)
             nn.init.zeros_(self.residual_out.bias)  # type: ignore[arg-type]
         if config.pca:
-            cells = len(NEIGHBOURS) * (min(NEIGHBOUR_COEFFICIENTS, config.components) + 2)
-            self.preview_neighbours = nn.Linear(cells, 2 * config.components, bias=False)
             self.preview_hidden = nn.Linear(width, config.components, bias=False)
             groups = 1 + (config.clip_frames - 1) // PATCH_FRAMES
             self.context_gain = nn.Parameter(torch.zeros(groups, config.components))  # of what a context frame shows
             self.context_scale = nn.Parameter(torch.full((1,), 4.0))  # how far it may differ and still be believed
             self.log_variance = nn.Linear(width, 1)  # of what the preview leaves of a patch, over its usual variance
-            for layer in (self.preview_neighbours, self.preview_hidden, self.log_variance):
+            for layer in (self.preview_hidden, self.log_variance):
                 nn.init.zeros_(layer.weight)
             nn.init.zeros_(self.log_variance.bias)
 
@@ -116,14 +114,16 @@ class Decoder(nn.Module):
         placed = latents.new_zeros(batch, count, latents.shape[-1])
         placed = placed.scatter_add(1, anchors[..., None].expand_as(latents), latents)  # (B, N, Z)
 
-        normal = coefficients = sent = None
+        coefficients = None
         if transform is None:
             hidden = self.structural_in(structural.reshape(batch, count, -1)) + self.latents_at_in(placed)
         else:
             coefficients = transform.synthesise(structural, placed.reshape(*shape, -1), is_key)
             normal = coefficients / transform.coefficient_std
             sent = share_sent(anchors, has_latents, shape)
-            hidden = self.coefficients_in(normal).flatten(1, 3) + sent.flatten(1, 3) * self.sent_in
+            hidden = self.coefficients_in(normal) + sent * self.sent_in
+            of_class = transform.chosen(structural) @ self.class_in  # (B, P, D)
+            hidden = (hidden + of_class.reshape(batch, 1, height, width, -1)).flatten(1, 3)
         given = (torch.arange(count, device=hidden.device) < height * width)[None] & ~is_key[:, None]
         hidden = torch.where(given[..., None], self.absent_structural.to(hidden.dtype), hidden)
         tokens = self.latents_in(latents)  # (B, K, D)
@@ -147,28 +147,13 @@ class Decoder(nn.Module):
             latent_rotations = rope_rotations(anchor_at)
             keys_values = torch.stack([layer(tokens, latent_rotations) for layer in self.latents_out], dim=1)  # type: ignore[arg-type]
 
-        if transform is not None and coefficients is not None and normal is not None and sent is not None:
-            near = self.neighbourhood(normal, sent, is_key)
-            always, where_sent = self.preview_neighbours(near).chunk(2, dim=-1)
-            left = always + sent * where_sent + self.preview_hidden(hidden).reshape(*shape, -1)
+        if transform is not None and coefficients is not None:
+            left = self.preview_hidden(hidden).reshape(*shape, -1)
             coefficients = coefficients + transform.remainder_std * left
             preview = unpatchify(transform.patches(coefficients)).float()
             return Condition(torch.cat([hidden.reshape(*shape, -1), coefficients], dim=-1), keys_values, preview)
         preview = hidden.new_zeros(batch, 3, 4 * groups - 3, 16 * height, 16 * width, dtype=torch.float32)
         return Condition(hidden.reshape(*shape, -1), keys_values, preview)
-
-    def neighbourhood(self, normal: Tensor, sent: Tensor, is_key: Tensor) -> Tensor:
-        """What surrounds each position: normal (B, Tg, Hg, Wg, R), sent (B, Tg, Hg, Wg, 1) → (B, Tg, Hg, Wg, 9·cell).
-
-        A position's cell holds its strongest coefficients, the share of its column's 1D latents that was sent, and a 1;
-        beyond the edge, and in the group 0 that a continuation clip does not send, cells are all zero.
-        """
-        groups, height, width = normal.shape[1:4]
-        cells = torch.cat([normal[..., :NEIGHBOUR_COEFFICIENTS], sent, torch.ones_like(sent)], dim=-1)
-        first = (torch.arange(groups, device=cells.device) == 0)[None, :] & ~is_key[:, None]
-        cells = cells * (~first).to(cells.dtype)[:, :, None, None, None]
-        padded = F.pad(cells, (0, 0, 1, 1, 1, 1))
-        return torch.cat([padded[:, :, 1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in NEIGHBOURS], dim=-1)
 
     def predict(self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform | None) -> Tensor:
         """The network's own output, (B, 3, T, H, W): the clean video, or the velocity (`config.prediction`).
@@ -178,13 +163,27 @@ class Decoder(nn.Module):
         shape = condition.context.shape[:4]
         if transform is None:
             patches = self.patch_out(self.features(self.patch_in(patchify(noisy)), t, condition)[0])
+            output = unpatchify(patches.reshape(*shape, PATCH_VALUES)).float() + condition.preview
         else:
-            patches = self.remainder(noisy, t, condition, transform) @ transform.basis
-        output = unpatchify(patches.reshape(*shape, PATCH_VALUES)).float() + condition.preview
+            output = self.clean(noisy, t, condition, transform)
         return output + self.residual(output) if self.config.residual_channels else output
 
-    def remainder(self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform) -> Tensor:
-        """Coefficients (B, N, R) of what the preview lacks: what the network predicts, and what `noisy` shows of it.
+    def clean(self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform) -> Tensor:
+        """x̂ (B, 3, T, H, W) but for `residual`: preview and remainder through the basis as one, borders softened."""
+        shape = condition.context.shape[:4]
+        remainder, local = self.remainder(noisy, t, condition, transform)
+        coefficients = condition.context[..., self.config.width :].float() + remainder.reshape(*shape, -1)
+        variance = (local * pixel_variance(transform)).reshape(shape)
+        first, others = coefficients.split([1, shape[1] - 1], dim=1)
+        start = soften_borders(transform.first_frame(first), variance[:, :1], 1)
+        rest = soften_borders(transform.patches(others), variance[:, 1:], PATCH_FRAMES)
+        return torch.cat([frames_of(start, 1), frames_of(rest, PATCH_FRAMES)], dim=2).float()
+
+    def remainder(
+        self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform
+    ) -> tuple[Tensor, Tensor]:
+        """Coefficients (B, Tg, P, R) of what the preview lacks: what the network predicts, and what `noisy` shows of
+        it. And the variance (B, Tg, P, 1) of what the prediction lacks, over the usual.
 
         Less the preview's part, `noisy` is (1 − t)·remainder + t·noise. Were the remainder normal around the prediction
         r̂ with a variance σ², its mean given that would be r̂ + (1 − t)σ² / ((1 − t)²σ² + t²) · (seen − (1 − t)·r̂): so
@@ -203,7 +202,7 @@ class Decoder(nn.Module):
             variance = usual * local
             gain = kept * variance / (kept.square() * variance + noise).clamp(min=1e-8)
             predicted = predicted + gain * (seen.float() - kept * predicted)
-        return predicted.flatten(1, 2)
+        return predicted, local
 
     def predicted(
         self,
@@ -293,6 +292,11 @@ class Decoder(nn.Module):
         if self.config.prediction == "video":
             return flow.velocity_from_video(noisy, output, at)
         return torch.where(at == 0, torch.zeros_like(output), output)
+
+
+def pixel_variance(transform: PatchTransform) -> Tensor:
+    """Mean squared error of a pixel that previews usually leave, a scalar."""
+    return transform.remainder_std.square().sum() / PATCH_VALUES
 
 
 def share_of_usual(coefficients: Tensor, transform: PatchTransform) -> Tensor:

@@ -118,7 +118,9 @@ class Encoder(nn.Module):
             coefficients = coefficients.reshape(*hidden.shape[:4], -1)
             structural, layers = transform.analyse(coefficients + added, is_key)
             layers = gather_positions(layers.flatten(1, 3), anchors)
-            structural_mean = structural_mean + structural
+            slot = transform.class_slot(groups, structural)[:, None, None]  # (Tg, 1, 1, Zs): not the ViT's to change
+            structural_mean = structural_mean * (1 - slot) + structural
+            structural_logvar = torch.where(slot > 0, INITIAL_LOGVAR, structural_logvar)
             latents_mean = latents_mean + layers
             error = error + linear_error(patches, structural, layers, anchors, is_key, transform)
         return EncoderOutput(structural_mean, structural_logvar, latents_mean, latents_logvar, error)
@@ -136,7 +138,7 @@ def linear_error(
     first = torch.arange(groups, device=patches.device) == 0
     share = torch.where(first, torch.where(is_key[:, None], FIRST_GROUP, 0.0), 1.0)  # (B, Tg)
     energy = (patches.detach().float() - transform.mean).square().sum(dim=(2, 3, 4))  # (B, Tg)
-    std = transform.tables(groups, is_key)[1]  # (B, Tg, Zs + Z)
+    std = transform.tables(groups, is_key).std  # (B, Tg, Zs + Z)
     size = structural.shape[-1]
     kept = (structural * std[:, :, None, None, :size]).square().sum(dim=(1, 2, 3, 4))  # (B,)
     layer = anchors // (height * width)

@@ -1,5 +1,5 @@
-"""What is best found in closed form, before any gradient step: principal components of patches and of columns of them
-(`onedva.transform`), and a linear prediction of what they leave in a patch from the patches around it.
+"""What is best found in closed form, before any gradient step: principal components of patches and of columns of them,
+by class (`onedva.transform`).
 
 All are least-squares fits on training clips. Principal components of single patches, with the latents where there is
 most detail, are the *linear floor* that training is held against (`onedva eval --floor`).
@@ -14,18 +14,21 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from onedva.column_classes import ROWS, class_covariances
 from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva.data import Clip
-from onedva.decoder import share_of_usual, share_sent
+from onedva.decoder import share_of_usual
 from onedva.model import OneDVA, to_video
 from onedva.patches import PatchPCA, PatchStatistics, patchify
-from onedva.transform import FIRST_GROUP, PatchTransform
+from onedva.transform import FIRST_GROUP, PatchTransform, Size
 from onedva_runtime import placement
 
 CROP = 256
-RIDGE = 1e-2  # of the mean squared neighbour value per row; keeps rarely seen combinations near zero
+RIDGE = 1e-2  # of the mean squared feature; keeps rarely seen combinations near zero
 ERROR_SCALE = 0.002  # MSE on [-1, 1] at which a crop's weight is half of its most
 CONTEXT_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+MOST_COLUMNS = 150_000  # that directions are fit to: 0.8 GB where a column has 5 groups of 256 coefficients
+CLASS_STD = 4.0  # of the slot that tells the class: steps of it stay apart at any step size that pictures bear
 SMALLEST_STD = 1e-4  # of a latent; keeps directions that training clips never used from dividing by zero
 
 
@@ -58,7 +61,6 @@ def linear_start(config: OneDVAConfig, clips: Sequence[Clip], *, pca: PatchPCA |
     torch.manual_seed(seed)
     model = OneDVA(config)
     fit_transform(model, clips, fit_pca(clips, config.components) if pca is None else pca)
-    fit_neighbours(model, clips)
     fit_log_variance(model, clips)
     fit_context(model, clips)
     return model
@@ -70,10 +72,11 @@ def crop_weight(error: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 4, seed: int = 2) -> None:
-    """Set a model's transform, in place: `pca` as its basis, and along time the principal directions of columns.
+def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 10, seed: int = 2) -> None:
+    """Set a model's transform, in place: `pca` as its basis, and along time the principal directions of each class of
+    columns.
 
-    One covariance over columns of the longest clips serves every smaller number of groups: its blocks.
+    Covariances over columns of the longest clips serve every smaller number of groups: their blocks.
     """
     transform, config = model.transform, model.config
     if transform is None:
@@ -81,90 +84,90 @@ def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_cl
     transform.basis.copy_(pca.components[: config.components])
     transform.mean.copy_(pca.mean)
     groups, size = transform.max_groups, transform.components
-    covariance = torch.zeros(groups * size, groups * size, dtype=torch.float64)
-    total = 0.0
-    for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed):
+    columns, weights = columns_of(transform, clips, per_clip=per_clip, seed=seed)
+    of_groups = (columns.T.square() @ weights / weights.sum()).reshape(groups, size)
+    transform.coefficient_std.copy_(of_groups.mean(0).sqrt().clamp(min=SMALLEST_STD))
+    scale = torch.ones(groups, size)
+    scale[0] = FIRST_GROUP**0.5
+    columns *= scale.flatten()
+    structural = groups * config.structural_channels - (config.classes > 1)
+    fitted, shares = class_covariances(columns, weights, classes=config.classes, kept=structural, groups=groups)
+    set_directions(transform, fitted / (scale.flatten() * scale.flatten()[:, None]), shares)
+    # the remainder once structural latents and the first layer are there: the scale of what is left to predict
+    first = torch.zeros(groups, transform.channels)
+    first[:, : config.structural_channels] = 1
+    first[0] = 1
+    left = torch.zeros(groups, size)
+    is_key = torch.ones(1, dtype=torch.bool)
+    for part, weight in zip(columns.split(ROWS), weights.split(ROWS), strict=True):
+        coefficients = rearrange(part / scale.flatten(), "p (t r) -> 1 t p 1 r", t=groups)
+        structural_part, layers = transform.analyse(coefficients, is_key)
+        layers = layers * first[:, None, None, config.structural_channels :]
+        error = (coefficients - transform.synthesise(structural_part, layers, is_key))[0, :, :, 0].square()
+        left += torch.einsum("tpr,p->tr", error, weight)
+    transform.remainder_std.copy_((left.mean(0) / weights.sum()).sqrt().clamp(min=SMALLEST_STD))
+
+
+def columns_of(transform: PatchTransform, clips: Sequence[Clip], *, per_clip: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Columns (N, Tg·R) of random crops of the longest clips, N ≤ MOST_COLUMNS, and their weights (N,)."""
+    random = np.random.default_rng(seed)
+    columns, weights = [], []
+    frames = 1 + (transform.max_groups - 1) * placement.PATCH_FRAMES
+    most = max(1, MOST_COLUMNS // max(len(clips) * per_clip, 1))  # of one crop
+    for video in random_crops(clips, frames=frames, per_clip=per_clip, seed=seed):
         patches = patchify(video)
         coefficients = transform.coefficients(patches)
-        kept = coefficients[..., : config.structural_channels].square().sum(-1)
+        kept = coefficients[..., : transform.structural_channels].square().sum(-1)
         error = ((patches - transform.mean).square().sum(-1) - kept).mean() / PATCH_VALUES
-        columns = rearrange(coefficients, "1 t h w r -> (h w) (t r)")
-        weight = crop_weight(error).item()
-        covariance += weight * (columns.T @ columns)
-        total += weight * len(columns)
-    covariance = (covariance / total).float()
-    of_groups = covariance.diagonal().reshape(groups, size)
-    transform.coefficient_std.copy_(of_groups.mean(0).sqrt().clamp(min=SMALLEST_STD))
-    set_directions(transform, covariance)
-    # the remainder once structural latents and the first layer are there: the scale of what is left to predict
-    first = torch.zeros(groups, transform.channels, dtype=torch.bool)
-    first[:, : config.structural_channels] = True
-    first[0] = True
-    directions, std, weight = transform.tables(groups, torch.ones(1, dtype=torch.bool))
-    scaled = (directions * std.flatten(1)[:, :, None])[0][first.flatten()] / weight.flatten().repeat_interleave(size)
-    left = (of_groups - scaled.square().sum(0).reshape(groups, size)).clamp(min=0)
-    transform.remainder_std.copy_(left.mean(0).sqrt().clamp(min=SMALLEST_STD))
+        found = rearrange(coefficients, "1 t h w r -> (h w) (t r)")
+        if len(found) > most:
+            found = found[torch.from_numpy(random.permutation(len(found))[:most])]
+        columns.append(found)
+        weights.append(crop_weight(error).expand(len(found)))
+    return torch.cat(columns), torch.cat(weights)
 
 
-def set_directions(transform: PatchTransform, covariance: Tensor) -> None:
-    """Fill the tables of `transform`: eigenvectors, strongest first, of blocks of the columns' covariance (Tg·R)²."""
-    size, structural = transform.components, transform.structural_channels
-    key_at = row_at = 0
-    for is_key in (True, False):
-        for groups in range(1, transform.max_groups + is_key):
-            start = 0 if is_key else size
-            block = covariance[start : start + groups * size, start : start + groups * size]
-            scale = torch.ones(groups, size)
-            if is_key:
-                scale[0] = FIRST_GROUP**0.5
-            energy, vectors = torch.linalg.eigh(block * scale.flatten() * scale.flatten()[:, None])
-            count = groups * transform.channels
-            energy, vectors = energy.flip(0)[:count], vectors.flip(1)[:, :count].T  # (Tg·C, Tg·R)
-            # eigenvectors have no sign of their own: make the largest entry positive, so a refit gives the same latents
-            largest = vectors.abs().argmax(dim=1, keepdim=True)
-            vectors = vectors * torch.sign(vectors.gather(1, largest))
-            # the strongest are structural, dealt out so that every group gets strong ones; then layer after layer
-            dealt = torch.arange(groups * structural).reshape(structural, groups).T
-            layers = torch.arange(groups * structural, count).reshape(groups, -1)
-            order = torch.cat([dealt, layers], dim=1)  # (Tg, C)
-            directions = rearrange(vectors[order], "i c (j r) -> (i j) c r", j=groups)
-            transform.directions[key_at : key_at + groups * groups] = directions
-            std = energy.clamp(min=SMALLEST_STD**2).sqrt()[order]
-            transform.latent_std[row_at : row_at + groups] = std
-            key_at, row_at = key_at + groups * groups, row_at + groups
+def set_directions(transform: PatchTransform, covariances: Tensor, shares: Tensor) -> None:
+    """Fill the tables of `transform`: eigenvectors, strongest first, of blocks of each class's covariance of columns
+    (classes, Tg·R, Tg·R). shares (classes,): of the columns, by which the classes' energies are averaged."""
+    everything = (covariances * shares[:, None, None]).sum(0)
+    for size in transform.sizes:
+        energies = []
+        for index, block_at in enumerate(size.blocks if size.adaptive else size.blocks[:1]):
+            covariance = covariances[index] if size.adaptive else everything
+            energy, directions = principal_directions(transform, covariance, size)
+            transform.directions[block_at : block_at + size.coded**2] = directions
+            energies.append(energy)
+        weights = shares if size.adaptive else torch.ones(1)
+        energy = (torch.stack(energies) * weights[:, None, None]).sum(0)  # (Tg, C)
+        std = energy.clamp(min=SMALLEST_STD**2).sqrt()
+        if transform.classes > 1:
+            std[-1, transform.structural_channels - 1] = CLASS_STD
+        transform.latent_std[size.row : size.row + size.coded] = std
 
 
-@torch.inference_mode()
-def fit_neighbours(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 3, seed: int = 1) -> None:
-    """Set `preview_neighbours` of a model, in place, to the best linear prediction (ridge regression) of what the
-    transform leaves of the coefficients, from the coefficients around them, over 1D lengths from none to all."""
-    decoder, config, transform = model.decoder, model.config, model.transform
-    if transform is None:
-        raise ValueError("this configuration has no linear start: it needs pca=True")
-    random = np.random.default_rng(seed)
-    products = targets = torch.zeros(0)
-    for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed):
-        grid = placement.grid_of(*video.shape[2:])
-        z = model.encode(video, tokens=random_length(random, grid, config)).latent_dist.mode()
-        layers = z.latents.new_zeros(1, grid[0] * grid[1] * grid[2], config.latent_channels)
-        layers = layers.scatter_add(1, z.anchors[..., None].expand_as(z.latents), z.latents).reshape(1, *grid, -1)
-        decoded = transform.synthesise(z.structural, layers, z.is_key)
-        sent = share_sent(z.anchors, torch.ones(1, dtype=torch.bool), (1, *grid))
-        near = decoder.neighbourhood(decoded / transform.coefficient_std, sent, z.is_key)
-        left = transform.coefficients(patchify(video)) - decoded
-        weights = crop_weight(left.square().sum(-1).mean() / PATCH_VALUES).expand(grid).clone()
-        weights[0] *= FIRST_GROUP
-        weights = weights.reshape(-1, 1)
-        rows = torch.cat([near, sent * near], dim=-1).flatten(0, 3)  # what was sent changes what is left to predict
-        left = (left / transform.remainder_std).flatten(0, 3)
-        if not products.numel():
-            products, targets = torch.zeros(rows.shape[1], rows.shape[1]), torch.zeros(rows.shape[1], left.shape[1])
-        products += rows.T @ (weights * rows)
-        targets += rows.T @ (weights * left)
-    products, targets = products.double(), targets.double()
-    products += RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=torch.float64)
-    always, where_sent = torch.linalg.solve(products, targets).float().chunk(2)
-    decoder.preview_neighbours.weight.copy_(torch.cat([always, where_sent], dim=1).T)
+def principal_directions(transform: PatchTransform, covariance: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """Energies (Tg, C) and blocks of directions (Tg², C, R) of clips of one size, dealt out to groups and layers."""
+    groups, structural, components = size.coded, transform.structural_channels, transform.components
+    start = 0 if size.is_key else components
+    scale = torch.ones(groups, components)
+    if size.is_key:
+        scale[0] = FIRST_GROUP**0.5
+    inside = slice(start, start + groups * components)
+    block = covariance[inside, inside] * scale.flatten() * scale.flatten()[:, None]
+    energy, vectors = torch.linalg.eigh(block)
+    count = groups * transform.channels
+    energy, vectors = energy.flip(0)[:count], vectors.flip(1)[:, :count].T  # (Tg·C, Tg·R)
+    # eigenvectors have no sign of their own: make the largest entry positive, so a refit gives the same latents
+    largest = vectors.abs().argmax(dim=1, keepdim=True)
+    vectors = vectors * torch.sign(vectors.gather(1, largest))
+    # the strongest are structural, dealt out so that every group gets strong ones; then layer after layer
+    dealt = torch.arange(groups * structural).reshape(structural, groups).T
+    layers = torch.arange(groups * structural, count).reshape(groups, -1)
+    if transform.classes > 1:  # the slot that tells the class holds no direction: the next one is a 1D latent's
+        layers = layers - 1
+    order = torch.cat([dealt, layers], dim=1)  # (Tg, C)
+    return energy[order], rearrange(vectors[order], "i c (j r) -> (i j) c r", j=groups)
 
 
 @torch.inference_mode()
@@ -236,12 +239,15 @@ def random_length(random: np.random.Generator, grid: tuple[int, int, int], confi
 def floor_error(frames: np.ndarray, pca: PatchPCA, *, tokens: int, structural_channels: int) -> float:
     """Mean squared error on [-1, 1] of the linear floor on one clip (T, H, W, 3) uint8.
 
-    Every patch keeps its first components; `tokens` patches, those with most detail, keep all of `pca`'s.
+    Every patch keeps its first components; `tokens` patches, those with most gradient and motion energy (for single
+    patches better than `placement.detail_map`), keep all of `pca`'s.
     """
     patches = patchify(to_video(torch.from_numpy(frames)[None]))[0] - pca.mean
     coefficients = (patches @ pca.components.T).square()
     left = patches.square().sum(-1) - coefficients[..., :structural_channels].sum(-1)
-    detail = torch.from_numpy(placement.detail_map(frames).reshape(-1))
+    gradients, motion = placement.texture_and_motion(frames)
+    motion[0] = 0  # a frame that nothing came before
+    detail = torch.from_numpy((gradients + motion).reshape(-1))
     chosen = detail.argsort(descending=True, stable=True)[:tokens]
     left.view(-1)[chosen] -= coefficients[..., structural_channels:].sum(-1).view(-1)[chosen]
     left[0] *= FIRST_GROUP

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from onedva.borders import soften_borders
 from onedva.config import PATCH_VALUES, OneDVAConfig
-from onedva.decoder import Condition, Decoder
+from onedva.decoder import Condition, Decoder, pixel_variance
 from onedva.patches import frames_of, pack_patches, patchify_frames, to_levels
 from onedva.transform import PatchTransform
 from onedva_runtime.placement import PATCH_FRAMES
@@ -38,10 +39,12 @@ def one_step(
     embedded = decoder.patch_in(seen / transform.coefficient_std)
     blank = embedded.new_zeros(embedded.shape[0], groups - 1, height * width, embedded.shape[3])
     hidden, context = decoder.features(torch.cat([embedded, blank], dim=1), t, condition)
-    predicted, _ = decoder.predicted(hidden, context, seen, t, condition, transform)
+    predicted, local = decoder.predicted(hidden, context, seen, t, condition, transform)
     shape = (*condition.context.shape[:4], coefficients.shape[-1])
     first, others = (coefficients + predicted).reshape(shape).split([1, groups - 1], dim=1)
-    start, rest = transform.first_frame(first), transform.patches(others)
+    variance = (local * pixel_variance(transform)).reshape(shape[:4])
+    start = soften_borders(transform.first_frame(first), variance[:, :1], 1)
+    rest = soften_borders(transform.patches(others), variance[:, 1:], PATCH_FRAMES)
     if decoder.config.residual_channels:
         video = torch.cat([frames_of(start, 1), frames_of(rest, PATCH_FRAMES)], dim=2)
         levels = to_levels(video + decoder.residual(video)).permute(0, 2, 3, 4, 1)

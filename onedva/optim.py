@@ -12,7 +12,6 @@ from onedva.distributed import placed_like, whole
 
 CLOSED_FORM = ("basis", "directions")
 HEADS = (
-    "preview_neighbours",
     "log_variance",
     "context_gain",
     "context_scale",

@@ -5,11 +5,19 @@ of a clip, so the coefficients of one grid column (all groups at one y, x) are d
 strongest directions of a column are its structural latents, spread over the groups, and the next ones its 1D latents, a
 *layer* of them at a time. So a 1D latent's anchor (t, y, x) names layer t of column (y, x).
 
-Directions depend on how many groups a clip codes and on its kind, so there is a table of them for each. Both steps are
-orthogonal (Karhunen-Loève transforms); the same numbers analyse in the encoder and synthesise in the decoder.
+One set of directions cannot serve what stands still, what moves and what is flat alike. So there are a few, *classes*,
+and each column takes the one whose structural latents hold most of it. The last structural channel of the last group,
+which would hold the weakest direction, says which: `class_values`. (Adaptive transforms by class, as in Dony & Haykin,
+"Optimally adaptive transform coding", IEEE Trans. Image Processing 4(10), 1995.)
+
+Directions depend on how many groups a clip codes and on its kind, so there is a table of them for each; the sizes that
+streams are made of have one per class. Both steps are orthogonal (Karhunen-Loève transforms); the same numbers analyse
+in the encoder and synthesise in the decoder.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -19,32 +27,80 @@ from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva_runtime.placement import PATCH_FRAMES
 
 FIRST_GROUP = 0.25  # share of a real group that group 0 has: one frame, repeated four times
+ADAPTIVE_GROUPS = (1, 2)  # numbers of groups, beside a full clip's, whose columns choose a class: still and live clips
+
+
+class Size(NamedTuple):
+    """Where the tables of one number of coded groups and kind begin."""
+
+    is_key: bool
+    coded: int
+    """Groups that are sent: a continuation clip codes one fewer than it has."""
+    row: int
+    """First of its `coded` rows of `latent_std`, which all classes share."""
+    blocks: tuple[int, ...]
+    """First of the coded² blocks of `directions` of each class; the same for all where columns do not choose."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether columns choose among several tables."""
+        return len(set(self.blocks)) > 1
+
+
+def table_sizes(max_groups: int, classes: int) -> list[Size]:
+    """Every kind and number of groups, with a table of every class where columns choose, else one for all."""
+    found, block, row = [], 0, 0
+    for is_key in (True, False):
+        for groups in range(1 if is_key else 2, max_groups + 1):
+            coded = groups if is_key else groups - 1
+            tables = classes if groups == max_groups or groups in ADAPTIVE_GROUPS else 1
+            blocks = [block + index * coded * coded for index in range(tables)]
+            found.append(Size(is_key, coded, row, tuple(blocks + blocks[:1] * (classes - tables))))
+            block, row = block + tables * coded * coded, row + coded
+    return found
+
+
+class Tables(NamedTuple):
+    """What one batch's columns are transformed with; K classes, C = Zs + Z channels, R components."""
+
+    directions: Tensor  # (B, K·Tg·C, Tg·R); rows and columns of a continuation clip's group 0 are zero
+    std: Tensor  # (B, Tg, C), of each latent over all classes; zeros in a group that is not coded and in the class slot
+    weight: Tensor  # (B, Tg, 1, 1, 1), of each group
 
 
 class PatchTransform(nn.Module):
-    """Patches ↔ coefficients ↔ normalised latents; everything linear. Set by `onedva.linear_start.fit_transform`."""
+    """Patches ↔ coefficients ↔ normalised latents. Set by `onedva.linear_start.fit_transform`."""
 
     mean: Tensor
     coefficient_std: Tensor
     remainder_std: Tensor
     latent_std: Tensor
+    first_blocks: Tensor
+    first_rows: Tensor
 
     def __init__(self, config: OneDVAConfig) -> None:
         super().__init__()
         self.structural_channels = config.structural_channels
         self.channels = config.structural_channels + config.latent_channels
-        self.components = config.components
+        self.components, self.classes = config.components, config.classes
         self.max_groups = 1 + (config.clip_frames - 1) // PATCH_FRAMES
-        key = range(1, self.max_groups + 1)  # groups that a key clip codes; a continuation clip codes one fewer
-        continued = range(1, self.max_groups)
-        self.key_blocks, self.key_rows = sum(n * n for n in key), sum(key)
-        blocks, rows = self.key_blocks + sum(n * n for n in continued), self.key_rows + sum(continued)
+        self.sizes = table_sizes(self.max_groups, self.classes)
+        blocks = max(max(size.blocks) + size.coded**2 for size in self.sizes)
+        rows = max(size.row + size.coded for size in self.sizes)
         self.basis = nn.Parameter(torch.empty(config.components, PATCH_VALUES))  # orthonormal rows
         self.directions = nn.Parameter(torch.zeros(blocks, self.channels, config.components))
         self.register_buffer("mean", torch.zeros(PATCH_VALUES))
         self.register_buffer("coefficient_std", torch.ones(config.components))
         self.register_buffer("remainder_std", torch.ones(config.components))  # of what latents leave of coefficients
         self.register_buffer("latent_std", torch.ones(rows, self.channels))
+        # computed, not stored, so never on the meta device, where weights are still to come
+        first_blocks = torch.zeros(2, self.max_groups + 1, self.classes, dtype=torch.int64, device="cpu")
+        first_rows = torch.zeros(2, self.max_groups + 1, dtype=torch.int64, device="cpu")
+        for size in self.sizes:
+            at = int(size.is_key), size.coded + (not size.is_key)
+            first_blocks[at], first_rows[at] = torch.tensor(size.blocks, device="cpu"), size.row
+        self.register_buffer("first_blocks", first_blocks, persistent=False)
+        self.register_buffer("first_rows", first_rows, persistent=False)
         nn.init.orthogonal_(self.basis)
 
     def start_random(self) -> None:
@@ -75,44 +131,79 @@ class PatchTransform(nn.Module):
     def analyse(self, coefficients: Tensor, is_key: Tensor) -> tuple[Tensor, Tensor]:
         """coefficients (B, Tg, Hg, Wg, R) → structural (B, Tg, Hg, Wg, Zs) and layers of latents (B, Tg, Hg, Wg, Z).
 
-        Unit variance over the clips the directions were fit on; zeros in group 0 of a continuation clip.
+        Unit variance over all columns of the clips the directions were fit on, not of each class: a step of a latent is
+        the same step of pixels whatever the class. Zeros in group 0 of a continuation clip.
         """
         groups, height, width = coefficients.shape[1:4]
         with torch.autocast(coefficients.device.type, enabled=False):
             directions, std, weight = self.tables(groups, is_key)
             columns = rearrange(coefficients.float() * weight, "b t h w r -> b (h w) (t r)")
-            normal = columns @ directions.transpose(1, 2) / std.flatten(1)[:, None]  # (B, P, Tg·C)
-        normal = rearrange(normal, "b (h w) (t c) -> b t h w c", t=groups, h=height, w=width)
-        return normal[..., : self.structural_channels], normal[..., self.structural_channels :]
+            found = columns @ directions.transpose(1, 2)  # (B, P, K·Tg·C)
+            found = rearrange(found, "b p (k t c) -> b p k t c", k=self.classes, t=groups)
+            used = (std > 0)[:, None, None]  # (B, 1, 1, Tg, C)
+            held = (found * used)[..., : self.structural_channels].square().sum(dim=(3, 4))  # (B, P, K)
+            chosen = self.one_hot(held.argmax(dim=2), found)  # (B, P, K)
+            normal = torch.where(std > 0, 1 / std.clamp(min=1e-12), 0.0)[:, None]  # (B, 1, Tg, C)
+            latents = (found * chosen[..., None, None]).sum(dim=2) * normal  # (B, P, Tg, C)
+            latents = (
+                latents + self.class_slot(groups, latents) * (chosen @ self.class_values(latents))[..., None, None]
+            )
+        latents = rearrange(latents, "b (h w) t c -> b t h w c", h=height, w=width)
+        return latents[..., : self.structural_channels], latents[..., self.structural_channels :]
 
     def synthesise(self, structural: Tensor, layers: Tensor, is_key: Tensor) -> Tensor:
         """Inverse of `analyse`: → coefficients (B, Tg, Hg, Wg, R). Latents that were not sent are zeros in `layers`."""
         groups, height, width = structural.shape[1:4]
         with torch.autocast(structural.device.type, enabled=False):
             directions, std, weight = self.tables(groups, is_key)
+            chosen = self.chosen(structural)  # (B, P, K)
             normal = torch.cat([structural.float(), layers.float()], dim=-1)
-            columns = rearrange(normal * std[:, :, None, None], "b t h w c -> b (h w) (t c)") @ directions
+            scaled = rearrange(normal * std[:, :, None, None], "b t h w c -> b (h w) 1 t c")
+            scaled = scaled * chosen[..., None, None]  # (B, P, K, Tg, C)
+            columns = scaled.flatten(2) @ directions
             shape = {"t": groups, "h": height, "w": width}
             return rearrange(columns, "b (h w) (t r) -> b t h w r", **shape) / weight
 
-    def tables(self, groups: int, is_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Directions (B, Tg·C, Tg·R), standard deviations (B, Tg, C) and group weights (B, Tg, 1, 1, 1) of each clip.
+    def chosen(self, structural: Tensor) -> Tensor:
+        """The class of each column, one-hot (B, Hg·Wg, K), as its structural latents (B, Tg, Hg, Wg, Zs) tell it."""
+        told = structural[:, -1, :, :, -1].flatten(1).float()  # (B, P)
+        # the nearest value, not an exact one: latents are rounded on their way, and noisy in training
+        return self.one_hot((told[..., None] - self.class_values(told)).abs().argmin(dim=-1), told)
 
-        Rows and columns of a continuation clip's group 0 are zero. Arithmetic on tensors only: exported graphs run it.
+    def one_hot(self, index: Tensor, like: Tensor) -> Tensor:
+        """Class numbers (…) → (…, K), 1 where it is that class; the dtype of `like`."""
+        return (index[..., None] == torch.arange(self.classes, device=index.device)).to(like.dtype)
+
+    def class_values(self, like: Tensor) -> Tensor:
+        """What the class slot holds for each class, (K,): evenly spaced, unit variance over classes."""
+        spread = max((self.classes**2 - 1) / 12, 1e-12) ** 0.5
+        index = torch.arange(self.classes, device=like.device, dtype=like.dtype)
+        return (index - (self.classes - 1) / 2) / spread
+
+    def class_slot(self, groups: int, like: Tensor) -> Tensor:
+        """1 where latents (…, Tg, C or Zs) tell the class, else 0: (Tg, channels of `like`). No slot for one class."""
+        last = torch.arange(groups, device=like.device) == groups - 1
+        channel = torch.arange(like.shape[-1], device=like.device) == self.structural_channels - 1
+        return (last[:, None] & channel & (self.classes > 1)).to(like.dtype)
+
+    def tables(self, groups: int, is_key: Tensor) -> Tables:
+        """The tables of each clip, for clips of `groups` groups. Arithmetic on tensors only: exported graphs run it.
+
         Raises ValueError for more groups than the longest clip has: they would index the tables of another size.
         """
         if groups > self.max_groups:
             raise ValueError(f"there are directions for up to {self.max_groups} groups of frames, got {groups}")
         i = torch.arange(groups, device=is_key.device)
-        smaller = torch.arange(self.max_groups, device=is_key.device)  # all possible sizes of smaller tables
-        key, continued = smaller * (smaller < groups), smaller * (smaller < groups - 1)
-        blocks = key.square().sum() + i[:, None] * groups + i
-        after = continued.square().sum() + self.key_blocks + (i[:, None] - 1) * (groups - 1) + i - 1
+        this = (torch.arange(self.max_groups + 1, device=is_key.device) == groups).long()
+        block = (self.first_blocks * this[:, None]).sum(1)[is_key.long()]  # (B, K)
+        row = (self.first_rows * this).sum(1)[is_key.long()]  # (B,)
+        skipped = (~is_key).long()[:, None]  # groups that are not coded
+        at = i - skipped  # (B, Tg)
         coded = (i > 0) | is_key[:, None]  # (B, Tg)
         both = coded[:, :, None] & coded[:, None, :]  # (B, Tg, Tg)
-        blocks = torch.where(is_key[:, None, None], blocks, after) * both
-        directions = self.directions[blocks] * both[..., None, None]  # (B, Tg, Tg, C, R)
-        rows = torch.where(is_key[:, None], key.sum() + i, continued.sum() + self.key_rows + i - 1) * coded
-        first = (i == 0) & is_key[:, None]
-        weight = torch.where(first, FIRST_GROUP**0.5, 1.0)[:, :, None, None, None]
-        return rearrange(directions, "b i j c r -> b (i c) (j r)"), self.latent_std[rows], weight
+        inside = (at[:, :, None] * (groups - skipped)[..., None] + at[:, None, :]) * both  # (B, Tg, Tg)
+        directions = self.directions[block[:, :, None, None] + inside[:, None]] * both[:, None, ..., None, None]
+        std = self.latent_std[row[:, None] + at * coded] * coded[..., None]  # (B, Tg, C)
+        std = std * (1 - self.class_slot(groups, std))
+        weight = torch.where((i == 0) & is_key[:, None], FIRST_GROUP**0.5, 1.0)[:, :, None, None, None]
+        return Tables(rearrange(directions, "b k i j c r -> b (k i c) (j r)"), std, weight)

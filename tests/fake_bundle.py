@@ -235,7 +235,7 @@ def manifest_content(folder: Path) -> dict[str, Any]:
     """manifest.json of the files in `folder`, but for "files"."""
     return {
         "schema": "onedva-bundle",
-        "schema_version": 2,
+        "schema_version": 3,
         "name": "fake-v1",
         "model": {
             "fingerprint": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),

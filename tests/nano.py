@@ -43,8 +43,8 @@ def nano_model(config: OneDVAConfig = NANO) -> OneDVA:
 def random_transform(transform: PatchTransform) -> None:
     """Fill the tables with the principal directions of made-up statistics: orthonormal, no two channels alike."""
     size = transform.max_groups * transform.components
-    mixed = torch.randn(size, size) / size**0.5
-    set_directions(transform, mixed @ mixed.T)
+    mixed = torch.randn(transform.classes, size, size) / size**0.5
+    set_directions(transform, mixed @ mixed.mT, torch.full((transform.classes,), 1 / transform.classes))
     for buffer in (transform.mean, transform.coefficient_std, transform.remainder_std):
         buffer.uniform_(0.1, 0.2)
 

@@ -17,7 +17,7 @@ from onedva.commands.tables import Table, to_markdown
 __all__ = ["NAMES", "ablate", "ablation_tables"]
 
 # written out: reading them from onedva.ablations would load torch for `onedva --help`
-NAMES = "no-pca, no-full-noise, velocity, no-alignment, stem-depth-0, p-full, adamw, pca-rate, placement"
+NAMES = "no-pca, one-class, no-full-noise, velocity, no-alignment, stem-depth-0, p-full, adamw, pca-rate, placement"
 
 
 def ablate(

@@ -159,11 +159,12 @@ def decode_file(
     seed: int,
     audio: Path | None,
     pipe: str,
+    skip_damage: bool,
     force: bool,
     terminal: Terminal,
 ) -> None:
     """The verb `decode`: read `source`, write a video of its size, frame count, rate and time stamps. Either may be
-    `-`."""
+    `-`. skip_damage: damaged clips are concealed, and told of, in place of an error."""
     from onedva_runtime.container import open_packets
     from onedva_runtime.pipeline import Pipeline
 
@@ -171,7 +172,7 @@ def decode_file(
     terminal.start_logging()
     with (
         data_out(wanted=is_pipe(target)) as stdout,
-        open_packets(opened_data(source)) as reader,
+        open_packets(opened_data(source), on_error="skip" if skip_damage else "raise") as reader,
         Pipeline() as pipeline,
     ):
         header = reader.header
@@ -190,6 +191,9 @@ def decode_file(
                 writer.write(frames, report.timestamps)
                 written.append((report.frames, report.tokens, report.is_key))
                 advance(report.frames)
+        for gap in reader.gaps:
+            where = "latents only" if gap.first_frame is None else f"clips from frame {gap.first_frame} on"
+            logger.warning("%s: byte %d: %s (%s)", source, gap.offset, gap.problem, where)
         document = {
             "source": str(source),
             "target": str(target),
@@ -203,6 +207,7 @@ def decode_file(
             "tokens": [count for _, count, _ in written],
             "steps": steps,
             "seed": seed,
+            "damage": [f"byte {gap.offset}: {gap.problem}" for gap in reader.gaps],
             "seconds": time.perf_counter() - start,
         }
         terminal.show(document, [_coded_table("decode", document)])

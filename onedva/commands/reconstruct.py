@@ -206,7 +206,7 @@ def fidelity_table(document: dict[str, Any]) -> Table:
         ["PSNR", f"{document['psnr_db']:.2f} dB (clips {min(clips):.2f} to {max(clips):.2f})"],
         ["SSIM", "none: frames are under 11×11" if document["ssim"] is None else f"{document['ssim']:.4f}"],
         ["latents per clip", f"{spread(document['tokens'])} ({document['clips']} clips)"],
-        ["bits per pixel", f"{document['bits_per_pixel']:.4f} ({rate}, not entropy coded)"],
+        ["bits per pixel", f"{document['bits_per_pixel']:.4f} ({rate})"],
         ["decoding", f"{where}, {steps_text(document['steps'])}, seed {document['seed']}"],
         ["time", f"{seconds:.2f} s, {frames / max(seconds, 1e-9):.1f} frames per second"],
     ]

@@ -14,7 +14,7 @@ from onedva_runtime.typed_json import as_mapping, parse_as
 
 __all__ = ["GoldenCase", "GraphSpec", "Manifest", "TensorSpec", "parse_manifest"]
 
-SCHEMA_VERSION = 2  # 1 placed each latent on a patch of its own
+SCHEMA_VERSION = 3  # 1 placed each latent on a patch of its own, 2 by the sum of texture and motion
 
 
 @dataclass(frozen=True)

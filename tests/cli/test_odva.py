@@ -9,6 +9,7 @@ from typer.testing import Result
 
 from onedva.commands.coding import CodecChoice
 from onedva_runtime.container import load_packets
+from onedva_runtime.video_io import read_video
 
 Run = Callable[..., Result]
 Refused = Callable[..., None]
@@ -90,3 +91,22 @@ def test_an_older_shipped_model_is_found_by_what_the_file_says(monkeypatch: pyte
     for model, made_by in (("tiny", "old"), ("tiny", "unknown"), ("tiny", None), ("small", "old"), ("tiny-v2", "old")):
         CodecChoice(model=model).open(made_by=made_by)
     assert asked == ["tiny-v1", "tiny", "tiny", "small", "tiny-v2"]
+
+
+def test_damage_can_be_skipped(run: Run, coded: Path, tmp_path: Path, refused: Refused) -> None:
+    data = bytearray(coded.read_bytes())
+    first, second = (packet.frames for packet in load_packets(coded).packets)
+    data[data.rindex(b"PKT2") + 40] ^= 1  # the second clip
+    (tmp_path / "bad.odva").write_bytes(data)
+    refused(run("decode", tmp_path / "bad.odva", tmp_path / "bad.mp4"), "checksum")
+    result = run("decode", tmp_path / "bad.odva", tmp_path / "bad.mp4", "--skip-damage", "--json")
+    assert result.exit_code == 0 and f"clips from frame {first} on" in result.stderr
+    report = json.loads(result.stdout)
+    assert (report["clips"], report["frames"], len(report["damage"])) == (1, first, 1)
+    assert read_video(tmp_path / "bad.mp4").frames.shape[0] == first
+
+    data = bytearray(coded.read_bytes())
+    data[data.index(b"PKT2") + 40] ^= 1  # the first: what comes after stands in its place in time
+    (tmp_path / "bad.odva").write_bytes(data)
+    assert run("decode", tmp_path / "bad.odva", tmp_path / "late.mp4", "--skip-damage").exit_code == 0
+    assert read_video(tmp_path / "late.mp4").frames.shape[0] >= second

@@ -127,7 +127,7 @@ def test_the_velocity_baseline_has_no_transform(
 
 
 def test_unknown_names_list_the_valid_ones(nano: Callable[..., OneDVAConfig], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown ablations: no-pcb; choose from no-pca, no-full-noise"):
+    with pytest.raises(ValueError, match="unknown ablations: no-pcb; choose from no-pca, one-class, no-full-noise"):
         do(["no-pca", "no-pcb"], tmp_path, nano())
     with pytest.raises(ValueError, match="none named"):
         do([], tmp_path, nano())

@@ -14,7 +14,6 @@ from onedva.linear_start import (
     crop_weight,
     fit_context,
     fit_log_variance,
-    fit_neighbours,
     fit_pca,
     fit_transform,
     floor_error,
@@ -81,8 +80,7 @@ def test_the_linear_start_is_the_same_every_time(
 
 def test_a_configuration_without_a_linear_start_says_so(clips: list[Clip], nano, pca: PatchPCA) -> None:
     model = OneDVA(nano(pca=False))
-    fits = (lambda: fit_transform(model, clips, pca), lambda: fit_neighbours(model, clips))
-    for fit in (*fits, lambda: fit_log_variance(model, clips)):
+    for fit in (lambda: fit_transform(model, clips, pca), lambda: fit_log_variance(model, clips)):
         with pytest.raises(ValueError, match="needs pca=True"):
             fit()
 
@@ -94,7 +92,7 @@ def transform_of(model: OneDVA) -> PatchTransform:
 
 @pytest.fixture
 def start(clips: list[Clip], nano, pca: PatchPCA) -> OneDVA:
-    """A transform fit to made-up clips, nothing learned of neighbours, in eval mode."""
+    """A transform fit to made-up clips, in eval mode."""
     torch.manual_seed(0)
     model = OneDVA(nano())
     fit_transform(model, clips, pca)
@@ -102,7 +100,7 @@ def start(clips: list[Clip], nano, pca: PatchPCA) -> OneDVA:
 
 
 def preview_error(model: OneDVA, clips: list[Clip], tokens: int) -> float:
-    """Mean squared error of previews over the crops that `fit_neighbours` sees."""
+    """Mean squared error of previews over random crops."""
     with torch.inference_mode():
         errors = [
             (model.condition(model.encode(video, tokens=tokens).latent_dist.mode()).preview - video).square().mean()
@@ -114,31 +112,6 @@ def preview_error(model: OneDVA, clips: list[Clip], tokens: int) -> float:
 def test_more_latents_leave_less(start: OneDVA, clips: list[Clip]) -> None:
     errors = [preview_error(start, clips, tokens) for tokens in (0, 16, 32)]
     assert errors[1] < 0.9 * errors[0] and errors[2] < 0.9 * errors[1], errors
-
-
-def test_neighbours_lower_the_error_at_every_length(start: OneDVA, clips: list[Clip]) -> None:
-    before = [preview_error(start, clips, tokens) for tokens in (0, 16, 32)]
-    fit_neighbours(start, clips, per_clip=12)
-    after = [preview_error(start, clips, tokens) for tokens in (0, 16, 32)]
-    bars = (0.85, 0.9, 0.99)  # with all latents there is little that a patch does not know itself
-    assert all(new < bar * old for new, old, bar in zip(after, before, bars, strict=True)), (before, after)
-
-
-def test_the_fit_is_the_least_squares_solution(start: OneDVA, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More unknowns than positions: within the basis the prediction is exact."""
-    video = torch.rand(1, 3, 5, 48, 48) * 2 - 1  # 18 positions
-    monkeypatch.setattr(linear_start, "random_crops", lambda *args, **kwargs: iter([video]))
-    monkeypatch.setattr(linear_start, "random_length", lambda *args: 0)
-    monkeypatch.setattr(linear_start, "RIDGE", 1e-6)
-    transform = transform_of(start)
-    errors = []
-    for fit in (lambda: None, lambda: fit_neighbours(start, [])):
-        fit()
-        with torch.inference_mode():
-            preview = start.condition(start.encode(video, tokens=0).latent_dist.mode()).preview
-            left = transform.coefficients(patchify(preview)) - transform.coefficients(patchify(video))
-        errors.append(left[:, 1:].square().mean())  # group 0 is averaged over its four outputs
-    assert errors[1] < 1e-3 * errors[0]
 
 
 def test_the_variance_of_what_is_left_is_told_from_the_context(
@@ -190,7 +163,9 @@ def test_the_floor_is_patches_by_their_components(make_frames: Callable[..., np.
     video = to_video(torch.from_numpy(frames)[None])
     pca = quick_pca(video, 24)
     rows = patchify(video).reshape(48, 3072) - pca.mean
-    many = torch.from_numpy(placement.detail_map(frames)).flatten().argsort(descending=True, stable=True)[:16]
+    gradients, motion = placement.texture_and_motion(frames)
+    motion[0] = 0
+    many = torch.from_numpy(gradients + motion).flatten().argsort(descending=True, stable=True)[:16]
     kept = rows @ pca.components[:6].T @ pca.components[:6]
     kept[many] = rows[many] @ pca.components.T @ pca.components
     left = (rows - kept).square().sum(-1)

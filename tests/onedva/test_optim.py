@@ -16,7 +16,7 @@ from onedva.optim import CLOSED_FORM, FINAL_RATE, HEADS, Optimizers, group_of, i
 from onedva.steps import TrainingStep
 
 IN_BLOCKS = re.compile(r"(encoder\.blocks|decoder\.(blocks|stem|latents_out))\.\d+\.((attention|mlp)\.)?\w+\.weight")
-EMBEDDINGS = ("queries", "offset", "kind", "slots", "absent_latents", "absent_structural")
+EMBEDDINGS = ("queries", "offset", "kind", "slots", "absent_latents", "absent_structural", "class_in")
 
 
 @pytest.mark.parametrize("name", PRESETS)

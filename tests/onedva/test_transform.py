@@ -20,10 +20,18 @@ SIZES = [(groups, key) for key in (True, False) for groups in range(1, 6) if gro
 
 @pytest.fixture
 def transform(nano: Callable[..., OneDVAConfig]) -> PatchTransform:
-    """5 groups, 24 components, 6 structural and 10 latent channels, orthonormal random directions."""
+    """5 groups, 24 components, 6 structural and 10 latent channels, 4 classes of orthonormal random directions."""
     made = PatchTransform(nano(clip_frames=17)).requires_grad_(False)
     random_transform(made)
     return made
+
+
+def with_class(transform: PatchTransform, structural: Tensor, classes: Tensor | None = None) -> Tensor:
+    """Structural latents (1, Tg, 2, 3, Zs) whose six columns tell these classes, or some of each."""
+    classes = torch.tensor([0, 1, 2, 3, 0, 1]) if classes is None else classes
+    told = structural.clone()
+    told[:, -1, :, :, -1] = transform.class_values(structural)[classes].reshape(1, 2, 3)
+    return told
 
 
 def grid(groups: int, channels: int, *, batch: int = 1) -> Tensor:
@@ -32,10 +40,12 @@ def grid(groups: int, channels: int, *, batch: int = 1) -> Tensor:
 
 @pytest.mark.parametrize(("groups", "key"), SIZES)
 def test_latents_come_back_from_what_they_synthesise(transform: PatchTransform, groups: int, key: bool) -> None:
-    structural, layers, kind = grid(groups, 6), grid(groups, 10), torch.tensor([key])
+    structural, layers, kind = with_class(transform, grid(groups, 6)), 1e-3 * grid(groups, 10), torch.tensor([key])
     coefficients = transform.synthesise(structural, layers, kind)
     assert coefficients.shape == (1, groups, 2, 3, 24)
     coded = 0 if key else 1  # what stands in group 0 of a continuation clip is ignored, and comes back as zeros
+    if groups in (3, 4):  # one table for all classes: the first is as good as any
+        structural = with_class(transform, structural, torch.zeros(6, dtype=torch.int64))
     for got, sent in zip(transform.analyse(coefficients, kind), (structural, layers), strict=True):
         torch.testing.assert_close(got[:, coded:], sent[:, coded:], atol=1e-4, rtol=1e-4)
         assert not got[:, :coded].any()
@@ -44,7 +54,7 @@ def test_latents_come_back_from_what_they_synthesise(transform: PatchTransform, 
 
 @pytest.mark.parametrize(("groups", "key"), SIZES)
 def test_as_many_channels_as_components_lose_nothing(nano, groups: int, key: bool) -> None:
-    transform = PatchTransform(nano(clip_frames=17, components=16)).requires_grad_(False)
+    transform = PatchTransform(nano(clip_frames=17, components=16, classes=1)).requires_grad_(False)
     random_transform(transform)
     coefficients, kind = grid(groups, 16), torch.tensor([key])
     again = transform.synthesise(*transform.analyse(coefficients, kind), kind)
@@ -62,7 +72,7 @@ def test_what_is_lost_is_the_energy_outside(transform: PatchTransform, groups: i
     share = torch.ones(groups)
     share[0] = FIRST_GROUP if key else 0.0  # group 0 is one frame, four times
     lost, whole = ((share * part[0].square().sum(dim=(1, 2, 3))).sum() for part in (left, patches - transform.mean))
-    std = transform.tables(groups, kind)[1][:, :, None, None]
+    std = transform.tables(groups, kind).std[:, :, None, None]
     kept = (std * torch.cat([structural, layers], dim=-1)).square().sum()
     torch.testing.assert_close(lost, whole - kept, atol=0, rtol=1e-4)
     sent = layers.flatten(1, 3)[:, anchors[0]]
@@ -102,11 +112,47 @@ def test_every_size_has_a_table_of_its_own(transform: PatchTransform) -> None:
     rows: list[float] = []
     for groups, key in SIZES:
         directions, std, _ = transform.tables(groups, torch.tensor([key]))
-        first_values = directions.reshape(groups, 16, groups, 24)[:, 0, :, 0]
-        blocks += first_values[first_values != 0].tolist()
+        first_values = directions.reshape(4, groups, 16, groups, 24)[:, :, 0, :, 0]
+        adaptive = groups in (1, 2, 5)
+        for of_class in range(4):
+            if of_class and not adaptive:
+                assert torch.equal(first_values[of_class], first_values[0])
+                continue
+            blocks += first_values[of_class][first_values[of_class] != 0].tolist()
         rows += std[0, 0 if key else 1 :, 0].tolist()
     assert sorted(blocks) == list(range(1, len(transform.directions) + 1))
     assert sorted(rows) == list(range(1, len(transform.latent_std) + 1))
+
+
+def test_each_column_takes_the_class_that_holds_most_of_it(transform: PatchTransform) -> None:
+    """Against every class tried alone: the one whose structural latents leave least."""
+    coefficients = grid(5, 24)
+    structural, _ = transform.analyse(coefficients, KEY)
+    tried = []
+    for index in range(4):
+        only = transform.tables(5, KEY).directions.reshape(4, 5, 16, 120)[index, :, :6].reshape(30, 120)[:-1]
+        columns = (coefficients * transform.tables(5, KEY).weight)[0].permute(1, 2, 0, 3).reshape(6, 120)
+        tried.append((columns @ only.T).square().sum(1))
+    best = torch.stack(tried, dim=1).argmax(dim=1)
+    assert len(set(best.tolist())) > 1
+    assert torch.equal(transform.chosen(structural)[0].argmax(dim=1), best)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_a_class_survives_rounding_and_noise(transform: PatchTransform, noise: float) -> None:
+    classes = torch.tensor([0, 1, 2, 3, 1, 2])
+    structural = with_class(transform, grid(5, 6), classes)
+    told = structural.half().float() + noise * (2 * torch.rand(structural.shape) - 1)
+    assert torch.equal(transform.chosen(told)[0].argmax(dim=1), classes)
+
+
+def test_the_slot_that_tells_the_class_holds_nothing_else(transform: PatchTransform) -> None:
+    """Two values of the slot that mean one class give the same coefficients; class values have unit variance."""
+    structural, layers = with_class(transform, grid(5, 6)), grid(5, 10)
+    moved = structural.clone()
+    moved[:, -1, :, :, -1] += 0.2
+    assert torch.equal(*(transform.synthesise(part, layers, KEY) for part in (structural, moved)))
+    assert transform.class_values(structural).square().mean().item() == pytest.approx(1.0)
 
 
 def test_more_groups_than_the_tables_have_are_refused(transform: PatchTransform) -> None:
@@ -136,7 +182,7 @@ def of(model: OneDVA) -> PatchTransform:
 @pytest.mark.parametrize("key", [True, False])
 def test_latents_have_unit_variance_where_they_were_fit(video: Tensor, pca_model, key: bool) -> None:
     """Every channel of every group, over all columns."""
-    transform = of(pca_model(video[:1]))
+    transform = of(pca_model(video[:1], classes=1))
     structural, layers = transform.analyse(transform.coefficients(patchify(video[:1])), torch.tensor([key]))
     power = torch.cat([structural, layers], dim=-1).square().mean(dim=(0, 2, 3))  # (Tg, C)
     torch.testing.assert_close(power[0 if key else 1 :], torch.ones(3 if key else 2, 16), atol=2e-2, rtol=0)
@@ -145,7 +191,7 @@ def test_latents_have_unit_variance_where_they_were_fit(video: Tensor, pca_model
 @pytest.mark.parametrize(("tokens", "layers"), [(0, 0), (64, 1), (192, 3)])
 def test_previews_are_made_of_the_strongest_directions_of_columns(pca_model, video: Tensor, tokens, layers) -> None:
     """Against NumPy: eigenvectors of the columns' second moments, 3·6 structural and 10 more for each of 3 layers."""
-    model = pca_model(video[:1], queries=192, trained_tokens=192)
+    model = pca_model(video[:1], queries=192, trained_tokens=192, classes=1)
     transform = of(model)
     z = model.encode(video[:1], anchors=torch.arange(192)[None]).latent_dist.mode().thin(tokens)
     preview = model.decode(z, num_steps=0).sample
@@ -161,7 +207,7 @@ def test_previews_are_made_of_the_strongest_directions_of_columns(pca_model, vid
 
 
 def test_strong_directions_come_first_and_every_group_gets_some(pca_model, video: Tensor) -> None:
-    std = of(pca_model(video)).tables(3, KEY)[1][0]  # (3, 16)
+    std = of(pca_model(video, classes=1)).tables(3, KEY).std[0]  # (3, 16)
     structural, layers = std[:, :6], std[:, 6:]
     assert structural.min() >= layers.max()
     assert layers[0].min() >= layers[1].max() and layers[1].min() >= layers[2].max()
@@ -176,7 +222,7 @@ def error_of(model: OneDVA, video: Tensor) -> Tensor:
 def test_what_stands_still_is_sent_once(pca_model, video: Tensor) -> None:
     """Six structural channels a patch hold eighteen components of a still picture; single patches would hold six."""
     still = video[:1, :, :1].expand(-1, -1, 9, -1, -1)
-    model = pca_model(still)
+    model = pca_model(still, classes=1)
     transform = of(model)
     patches = patchify(still)
     coefficients = transform.coefficients(patches)

@@ -64,8 +64,8 @@ def test_a_whole_bundle_is_read(fake_bundle: Path) -> None:
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "no schema": (drop("schema"), "schema None"),
     "other schema": (put("schema", value="something"), "schema 'something'"),
-    "newer schema": (put("schema_version", value=3), "schema version 3; this onedva reads 2: upgrade onedva"),
-    "older schema": (put("schema_version", value=1), "schema version 1; this onedva reads 2: export the model again"),
+    "newer schema": (put("schema_version", value=4), "schema version 4; this onedva reads 3: upgrade onedva"),
+    "older schema": (put("schema_version", value=2), "schema version 2; this onedva reads 3: export the model again"),
     "schema of another type": (put("schema_version", value=True), "schema version True"),
     "unknown sampler": (put("sampler", "kind", value="heun"), "sampler.kind is 'heun'; this version knows 'euler'"),
     "unknown schedule": (put("sampler", "schedule", "kind", value="cosine"), "schedule.kind is 'cosine'"),

@@ -126,6 +126,15 @@ def test_a_pipe_is_as_good_as_a_file() -> None:
         np.testing.assert_array_equal(loaded.structural, quantiser.apply(packet).structural)
 
 
+@pytest.mark.timeout(60)
+def test_the_end_of_a_stream_is_seen_while_its_pipe_stays_open() -> None:
+    read_end, write_end = os.pipe()
+    with open(read_end, "rb") as file, open(write_end, "wb", buffering=0) as other:
+        other.write(as_bytes([make_packet()]))
+        with open_packets(file) as reader:
+            assert len(list(reader)) == 1 and reader.complete
+
+
 def test_a_file_is_read_while_it_is_written(tmp_path: Path) -> None:
     path, packets = tmp_path / "live.odva", make_video([(5, 3), (4, 0), (4, 6)])
     reader = None

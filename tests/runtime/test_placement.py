@@ -31,12 +31,15 @@ def slow_detail(frames: np.ndarray) -> np.ndarray:
     """Pixel by pixel in Python's integers."""
     t, h, w = frames.shape[:3]
     luma = [[[(77 * int(r) + 150 * int(g) + 29 * int(b)) >> 8 for r, g, b in row] for row in frame] for frame in frames]
-    detail = np.zeros(grid_of(t, h, w), np.int64)
+    gradients, motion = np.zeros(grid_of(t, h, w), object), np.zeros(grid_of(t, h, w), object)
     for i, y, x in np.ndindex(t, h, w):
-        neighbours = [(i, y - 1, x)] * (y > 0) + [(i, y, x - 1)] * (x > 0) + [(i - 1, y, x)] * (i > 0)
-        value = sum((luma[i][y][x] - luma[a][b][c]) ** 2 for a, b, c in neighbours)
-        detail[0 if i == 0 else 1 + (i - 1) // 4, y // 16, x // 16] += value
-    return detail
+        at = 0 if i == 0 else 1 + (i - 1) // 4, y // 16, x // 16
+        beside = [(i, y - 1, x)] * (y > 0) + [(i, y, x - 1)] * (x > 0)
+        before = [(i - 1 if i else 1, y, x)] * (t > 1)
+        for energy, neighbours in ((gradients, beside), (motion, before)):
+            energy[at] += sum((luma[i][y][x] - luma[a][b][c]) ** 2 for a, b, c in neighbours)
+    roots = [math.isqrt(a * b) if t > 1 else a for a, b in zip(gradients.flat, motion.flat, strict=True)]
+    return np.array(roots, np.int64).reshape(grid_of(t, h, w))
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 32), (5, 32, 16), (9, 16, 16)])
@@ -56,6 +59,7 @@ def test_the_largest_detail_does_not_overflow() -> None:
 def test_detail_is_where_things_move() -> None:
     frames = np.full((9, 48, 64, 3), 90, np.uint8)
     frames[6, 20:28, 36:44] = 200  # inside position (1, 2) of group 2
+    frames[:, 4:8, 4:8] = 20  # as rich, but it stands still
     detail = detail_map(frames)
     assert detail[2, 1, 2] > 0
     assert np.count_nonzero(detail) == 1
