@@ -48,8 +48,10 @@ def run_demo(
     for name in FILES:
         check_output(output / name, force=force, source=source)
     terminal.start_logging()
-    from onedva_runtime.video_io import VideoWriter
+    from onedva_runtime.video_io import VideoWriter, probe
 
+    if source is not None:
+        probe(source)  # before backends are measured, which may take a while
     conditions = provenance(threads=choice.threads)
     codec = choice.open()
     frames, fps, notes = _frames(source, codec.manifest)
