@@ -17,6 +17,7 @@ import torch
 from onedva.flow import schedule
 from onedva.model import HybridLatents, OneDVA, to_video
 from onedva_runtime import placement
+from onedva_runtime.backends.onnxruntime import load_onnxruntime
 from onedva_runtime.noise import gaussian
 
 ONE_STEP_DB = 60.0
@@ -106,8 +107,7 @@ def verify(model: OneDVA, folder: Path, cases: Sequence[Case]) -> list[Parity]:
 
 def open_sessions(folder: Path, *, optimised: bool) -> dict[str, Any]:
     """ONNX Runtime CPU sessions of the graphs that are there."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if not optimised:

@@ -71,7 +71,7 @@ def show_install(*, choice: CodecChoice, terminal: Terminal) -> None:
     except OneDVAError as problem:
         document["problem"] = str(problem)
     else:
-        tables += [_pairs("bundle", document["bundle"]), _selftest(document["selftest"])]
+        tables += [_pairs("bundle", _brief(document["bundle"])), _selftest(document["selftest"])]
         if not all(case["passed"] for case in document["selftest"]):
             document["problem"] = f"{codec.name} fails its self-test on {codec.backend_name}"
     terminal.show(document, tables)
@@ -90,7 +90,7 @@ def show_path(path: Path, *, plot: Path | None, force: bool, terminal: Terminal)
     if path.is_dir():
         codec = CodecChoice(model=str(path)).open()
         document = {"kind": "bundle", **codec.info(), "selftest": [_finite(case) for case in codec.selftest()]}
-        tables = [_pairs(str(path), {**document, "selftest": None}), _selftest(document["selftest"])]
+        tables = [_pairs(str(path), _brief({**document, "selftest": None})), _selftest(document["selftest"])]
     else:
         from onedva_runtime.video_io import probe
 
@@ -114,6 +114,11 @@ def _selftest(cases: Sequence[Mapping[str, Any]]) -> Table:
         ],
         text=True,
     )
+
+
+def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What `VideoCodec.info` tells, less the cases that the parity report is the worst of: `--json` has them."""
+    return {**facts, "parity": {name: value for name, value in facts["parity"].items() if name != "cases"}}
 
 
 def _pairs(title: str, document: Mapping[str, Any]) -> Table:

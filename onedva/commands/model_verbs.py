@@ -52,7 +52,9 @@ def export(
     with needs_extra("export"):
         from onedva_export import export_bundle
     with needs_extra("cpu"):
-        import onnxruntime  # noqa: F401 - what the proof runs on
+        from onedva_runtime.backends.onnxruntime import load_onnxruntime
+
+        load_onnxruntime()  # what the proof runs on
     from onedva.commands.fit import parse_size
 
     Terminal(quiet=quiet).start_logging()

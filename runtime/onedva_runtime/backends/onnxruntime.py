@@ -67,9 +67,7 @@ class OnnxRuntimeBackend:
 
     def _open(self, bundle: Bundle, graph: str) -> tuple[Any, list[str]]:
         """A session and its output names."""
-        import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
-
-        ort = cast(Any, onnxruntime)
+        ort = load_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -193,9 +191,18 @@ class OnnxRuntimeBackend:
 
 def _ort_value(array: npt.NDArray[Any]) -> Any:
     """The array as an OrtValue over the same memory."""
+    return load_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def load_onnxruntime() -> Any:
+    """The module `onnxruntime`, without its telemetry, which would write a device id and report over the network.
+
+    Whoever wants that sets ORT_DISABLE_TELEMETRY=0; it counts only before the first import.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
-    return cast(Any, onnxruntime).OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    return cast(Any, onnxruntime)
 
 
 @contextmanager

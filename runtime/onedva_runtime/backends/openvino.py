@@ -30,6 +30,7 @@ __all__ = ["OpenVinoBackend", "precisions"]
 
 MAX_COMPILED = 12  # graphs in memory, about 25 MB of weights each for `tiny`: four frame sizes or clip lengths
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised stays float32
+ENCODER_HINT = "f32"  # whatever the dtype: in bf16, columns would choose other classes
 ACTIVATION_GROUP = 64  # channels of one position that share a scale: positions never share one
 
 
@@ -60,7 +61,6 @@ class OpenVinoBackend:
         # More runs at once than there are streams for would only wait inside OpenVINO, with the memory of a run each.
         self._slots = Turns(streams)
         self._settings = {
-            "INFERENCE_PRECISION_HINT": HINTS[dtype],
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": self.threads * streams,
             "ENABLE_CPU_PINNING": False,  # cores are shared with the video decoder, the caller and other processes
@@ -133,18 +133,20 @@ class OpenVinoBackend:
             for value in self._bundle.manifest.graphs[graph].inputs
         }
         key = (graph, *(size for sizes in shapes.values() for size in sizes))
+        hint = ENCODER_HINT if graph == "encoder" else HINTS[self.dtype]
         with self._lock:
             found = self._compiled.get(key)
             if found is None:
                 model = self._prepared(graph)
                 try:
                     model.reshape(shapes)
-                    compiled = _core().compile_model(model, "CPU", {**self._settings, **self._cache})
+                    settings = {**self._settings, **self._cache, "INFERENCE_PRECISION_HINT": hint}
+                    compiled = _core().compile_model(model, "CPU", settings)
                 except Exception as error:
                     raise BackendError(f"OpenVINO cannot compile the {graph} graph: {_last_line(error)}") from error
                 got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-                if got != HINTS[self.dtype]:
-                    raise BackendError(f"OpenVINO compiled the {graph} graph at {got}, asked for {HINTS[self.dtype]}")
+                if got != hint:
+                    raise BackendError(f"OpenVINO compiled the {graph} graph at {got}, asked for {hint}")
                 found = self._compiled[key] = _Compiled(graph, compiled)
                 while len(self._compiled) > MAX_COMPILED:
                     self._compiled.popitem(last=False)
