@@ -61,7 +61,7 @@ def test_a_fresh_decoder_believes_in_its_preview(make_video, pca_model) -> None:
     given = condition(decoder, *inputs())
     assert given.preview.std() > 0.05
     for t in (1.0, 0.4):
-        torch.testing.assert_close(decoder.video(noise(), ALL_TIMES * t, given), given.preview)
+        torch.testing.assert_close(decoder.video(noise(), ALL_TIMES * t, given), given.preview, atol=1e-4, rtol=0)
 
 
 def test_absent_latents_do_not_matter(decoder: Whole) -> None:
