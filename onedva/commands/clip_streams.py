@@ -49,6 +49,8 @@ def encoded_clips(
 
     info: of the source; times before zero are moved to start there, as no file that we write has a place for them.
     """
+    from onedva_runtime.prepare import Decibels, parse_tokens, reaches
+
     encoder = codec.open_encoder(
         fps=float(info.fps),
         tokens=choice.tokens,
@@ -57,12 +59,27 @@ def encoded_clips(
         time_base=info.time_base,
         batch_size=choice.batch,
     )
+    asked = parse_tokens(choice.tokens)
+    clips = missed = 0
+
+    def watched(packets: list[Packet]) -> Iterator[list[Packet]]:
+        nonlocal clips, missed
+        for clip in by_clip(packets):
+            clips += 1
+            missed += isinstance(asked, Decibels) and not all(reaches(packet, asked) for packet in clip)
+            yield clip
+
     shift: int | None = None
     for frames, timestamps in batches:
         if shift is None:
             shift = min(0, int(timestamps[0]))
-        yield from by_clip(encoder.push(frames, timestamps - shift))
-    yield from by_clip(encoder.flush())
+        yield from watched(encoder.push(frames, timestamps - shift))
+    yield from watched(encoder.flush())
+    if missed:
+        logger.warning(
+            "%d of %d clips are predicted to stay below %s even with all the latents they can have",
+            *(missed, clips, choice.tokens),
+        )
 
 
 def by_clip(packets: Iterable[Packet]) -> Iterator[list[Packet]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "show_odva", "thin"]
 
+logger = logging.getLogger("onedva")
 SHOWN = 40  # clips of a file, in tables for people; --json has all
 
 
@@ -180,12 +182,15 @@ def thin(
     Leaves out 1D latents from the end of clips: to a rate, where bits earn least by the model's own prediction, or to a
     number per clip. What is kept is copied as it is; no model is needed.
     """
+    from onedva_runtime.container_packet import SEGMENT
     from onedva_runtime.thin import thin_file
 
     check_output(target, force=force, source=source, suffixes=(".odva",))
     terminal = Terminal(quiet=quiet, as_json=json)
     terminal.start_logging()
     result = thin_file(source, target, max_kbps=max_kbps, tokens=tokens, overwrite=force)
+    if tokens is not None and tokens % SEGMENT:
+        logger.warning("segments of %d latents are kept whole: not all that %d allows is there", SEGMENT, tokens)
     document = {"source": str(source), "target": str(target), **dataclasses.asdict(result)}
     before, after = sum(result.tokens_before), sum(result.tokens)
     rows = [

@@ -36,6 +36,7 @@ __all__ = [
     "pad_clip",
     "parse_tokens",
     "place_latents",
+    "reaches",
     "shortest_prefix",
 ]
 
@@ -168,11 +169,21 @@ def shortest_prefix(predicted_error: npt.NDArray[np.float32], target: Decibels, 
     predicted_error: natural log of the MSE on the [-1, 1] scale after each prefix (K,), so PSNR = 10·log10(4 / MSE).
     """
     total = predicted_error.shape[0]
-    allowed = math.log(4) - target.target * math.log(10) / 10
     for length in [*range(multiple, total, multiple), total]:
-        if predicted_error[length - 1] <= allowed:
+        if predicted_error[length - 1] <= _allowed(target):
             return length
     return total
+
+
+def reaches(packet: Packet, target: Decibels) -> bool:
+    """Whether a packet is predicted to meet the target; True where nothing is predicted."""
+    error = packet.predicted_error
+    return error is None or not error.size or bool(error[-1] <= _allowed(target))
+
+
+def _allowed(target: Decibels) -> float:
+    """Natural log of the MSE on the [-1, 1] scale at which the target is just met."""
+    return math.log(4) - target.target * math.log(10) / 10
 
 
 def grouped(keys: Sequence[Hashable], size: int) -> Iterator[list[int]]:

@@ -74,6 +74,12 @@ def test_encode_then_decode_keeps_size_count_rate_and_time_stamps(run: Run, vide
     assert result.fps == source.fps
 
 
+def test_a_quality_out_of_reach_is_told(run: Run, video: Path, tmp_path: Path) -> None:
+    told = run("encode", video, tmp_path / "a.odva", "--tokens", "90dB")
+    assert told.exit_code == 0 and "of 2 clips are predicted to stay below 90dB" in told.stderr
+    assert "predicted" not in run("encode", video, tmp_path / "b.odva", "--tokens", "16").stderr
+
+
 def test_times_before_zero_start_at_zero(
     run: Run, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def test_thin_leaves_latents_out(run: Run, coded: Path, tmp_path: Path, refused:
 
     refused(run("thin", coded, tmp_path / "b.odva", "--tokens", "0"), "exists", "-f")
     refused(run("thin", coded, tmp_path / "d.odva"), "one of them")
+    assert "segments of 64 latents are kept whole" in run("thin", coded, tmp_path / "e.odva", "--tokens", "50").stderr
     refused(run("thin", coded, tmp_path / "d.odva", "--tokens", "1", "--max-kbps", "9"), "one of them")
     refused(run("thin", coded, tmp_path / "d.odva", "--max-kbps", "0.5"), "without any 1D latents")
     refused(run("thin", coded, coded, "-f", "--tokens", "0"), "the input itself")

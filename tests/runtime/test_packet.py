@@ -12,6 +12,7 @@ from onedva_runtime.codec import VideoCodec
 from onedva_runtime.errors import PacketError, WrongModel
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
+from onedva_runtime.prepare import Decibels, reaches
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), np.uint8)
 
@@ -130,3 +131,10 @@ def test_padding() -> None:
     assert padded_grid(16, 456, 256, is_key=False) == (5, 29, 16)
     assert [padded_size(n) for n in (1, 16, 17, 456)] == [16, 16, 32, 464]
     assert padded_grid(17, 456, 256) == (5, 29, 16)
+
+
+def test_a_target_is_reached_by_what_the_last_latent_promises(packet: Packet) -> None:
+    errors = np.log(np.array([4e-2, 4e-4], np.float32))  # 20 dB, then 40 dB
+    assert reaches(replace(packet, predicted_error=errors), Decibels(39.9))
+    assert not reaches(replace(packet, predicted_error=errors), Decibels(40.1))
+    assert reaches(replace(packet, predicted_error=None), Decibels(90.0))
