@@ -30,8 +30,7 @@ def soften_borders(patches: Tensor, variance: Tensor, frames: int) -> Tensor:
     blocks = rearrange(patches, "b t h w (f p q c) -> b t h w f p q c", f=frames, p=size, q=size)
     variance = variance[..., None, None, None, None]
     for grid, pixel in ((3, 6), (2, 5)):  # columns of patches, then rows
-        if blocks.shape[grid] > 1:
-            blocks = along(blocks, variance, grid, pixel)
+        blocks = along(blocks, variance, grid, pixel)
     return rearrange(blocks, "b t h w f p q c -> b t h w (f p q c)")
 
 
@@ -47,7 +46,7 @@ def along(blocks: Tensor, variance: Tensor, grid: int, pixel: int) -> Tensor:
     ours, theirs = variance.narrow(grid, 0, count - 1), variance.narrow(grid, 1, count - 1)
     doubt = DOUBT * jump.square().mean(dim=-1, keepdim=True) + texture + TINY
     step = SHARE * jump / (ours + theirs + doubt)
-    none = torch.zeros_like(step.narrow(grid, 0, 1))
+    none = torch.zeros_like(blocks.narrow(grid, 0, 1).narrow(pixel, 0, 1))  # not of `step`: of one patch it is empty
     ramp = torch.tensor(RAMP, device=blocks.device, dtype=blocks.dtype)
     ramp = ramp.reshape([-1 if axis == pixel else 1 for axis in range(blocks.ndim)])
     width = len(RAMP)
