@@ -70,6 +70,7 @@ def default_cases(*, max_tokens: int, frames: int, resolutions: Sequence[tuple[i
         Case(1, 64, 96, 5),
         Case(5, 64, 96, 0),
         Case(5, 64, 96, 1),
+        Case(5, 16, 48, 1),  # a side of one patch
         Case(9, 96, 64, 37),
         Case(5, 64, 64, 16, is_key=(True, False, True)),
         Case(9, 64, 64, 16, is_key=(False,)),

@@ -114,6 +114,18 @@ def test_info_says_what_it_runs_at(fake_bundle: Path) -> None:
     assert (info["backend"], info["dtype"], info["threads"]) == ("openvino", "fp32", 1)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 48), (48, 16)])
+def test_a_side_of_one_patch(shipped_bundle: Path, height: int, width: int) -> None:
+    """Nothing beside a patch: no border to soften, and no shape that would not fit."""
+    frames = make_clip(5, height, width)
+    ours = opened(shipped_bundle, "fp32")
+    packet = ours.encode_clip(frames, tokens=0)
+    reference = VideoCodec.from_pretrained(shipped_bundle, backend="onnxruntime", threads=1)
+    for steps in (1, 2):
+        decoded = ours.decode_clip(packet, num_steps=steps)
+        assert np.abs(decoded.astype(int) - reference.decode_clip(packet, num_steps=steps)).max() <= 1
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 def test_shipped_model_keeps_its_bars(shipped_bundle: Path, dev_clips: list[Path], dtype: str) -> None:
     """Golden test, and a real clip at no, few and all latents against ONNX Runtime: bf16 45 dB, int8 40 dB."""
