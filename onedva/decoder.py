@@ -170,14 +170,21 @@ class Decoder(nn.Module):
 
     def clean(self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform) -> Tensor:
         """x̂ (B, 3, T, H, W) but for `residual`: preview and remainder through the basis as one, borders softened."""
+        start, rest = self.clean_patches(*self.remainder(noisy, t, condition, transform), condition, transform)
+        return torch.cat([frames_of(start, 1), frames_of(rest, PATCH_FRAMES)], dim=2).float()
+
+    def clean_patches(
+        self, remainder: Tensor, local: Tensor, condition: Condition, transform: PatchTransform
+    ) -> tuple[Tensor, Tensor]:
+        """Preview and a remainder (B, Tg, P, R) as patches with softened borders: frame 0 (B, 1, Hg, Wg, 768) and
+        the groups after it (B, Tg − 1, Hg, Wg, 3072). local (B, Tg, P, 1): as `predicted` gives it."""
         shape = condition.context.shape[:4]
-        remainder, local = self.remainder(noisy, t, condition, transform)
         coefficients = condition.context[..., self.config.width :].float() + remainder.reshape(*shape, -1)
-        variance = (local * pixel_variance(transform)).reshape(shape)
+        usual = transform.remainder_std.square().sum() / PATCH_VALUES  # squared error of a pixel of the preview
+        variance = (local * usual).reshape(shape)
         first, others = coefficients.split([1, shape[1] - 1], dim=1)
         start = soften_borders(transform.first_frame(first), variance[:, :1], 1)
-        rest = soften_borders(transform.patches(others), variance[:, 1:], PATCH_FRAMES)
-        return torch.cat([frames_of(start, 1), frames_of(rest, PATCH_FRAMES)], dim=2).float()
+        return start, soften_borders(transform.patches(others), variance[:, 1:], PATCH_FRAMES)
 
     def remainder(
         self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform
@@ -292,11 +299,6 @@ class Decoder(nn.Module):
         if self.config.prediction == "video":
             return flow.velocity_from_video(noisy, output, at)
         return torch.where(at == 0, torch.zeros_like(output), output)
-
-
-def pixel_variance(transform: PatchTransform) -> Tensor:
-    """Mean squared error of a pixel that previews usually leave, a scalar."""
-    return transform.remainder_std.square().sum() / PATCH_VALUES
 
 
 def share_of_usual(coefficients: Tensor, transform: PatchTransform) -> Tensor:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onedva.borders import soften_borders
 from onedva.config import PATCH_VALUES, OneDVAConfig
-from onedva.decoder import Condition, Decoder, pixel_variance
+from onedva.decoder import Condition, Decoder
 from onedva.patches import frames_of, pack_patches, patchify_frames, to_levels
 from onedva.transform import PatchTransform
 from onedva_runtime.placement import PATCH_FRAMES
@@ -33,18 +32,14 @@ def one_step(
     """
     groups, height, width = condition.context.shape[1:4]
     t = ((torch.arange(groups, device=is_key.device) > 0) | is_key[:, None]).float()  # (B, Tg)
-    coefficients = condition.context[..., decoder.config.width :].flatten(2, 3).float()  # (B, Tg, P, R)
+    first = condition.context[:, 0, :, :, decoder.config.width :].flatten(1, 2).float()  # (B, P, R)
     given = patchify_frames(context_frame[:, None])[:, 0, :, :, : PATCH_VALUES // PATCH_FRAMES].flatten(1, 2)
-    seen = transform.of_first_frame(given - transform.first_frame(coefficients[:, 0]))[:, None]  # (B, 1, P, R)
+    seen = transform.of_first_frame(given - transform.first_frame(first))[:, None]  # (B, 1, P, R)
     embedded = decoder.patch_in(seen / transform.coefficient_std)
     blank = embedded.new_zeros(embedded.shape[0], groups - 1, height * width, embedded.shape[3])
     hidden, context = decoder.features(torch.cat([embedded, blank], dim=1), t, condition)
     predicted, local = decoder.predicted(hidden, context, seen, t, condition, transform)
-    shape = (*condition.context.shape[:4], coefficients.shape[-1])
-    first, others = (coefficients + predicted).reshape(shape).split([1, groups - 1], dim=1)
-    variance = (local * pixel_variance(transform)).reshape(shape[:4])
-    start = soften_borders(transform.first_frame(first), variance[:, :1], 1)
-    rest = soften_borders(transform.patches(others), variance[:, 1:], PATCH_FRAMES)
+    start, rest = decoder.clean_patches(predicted, local, condition, transform)
     if decoder.config.residual_channels:
         video = torch.cat([frames_of(start, 1), frames_of(rest, PATCH_FRAMES)], dim=2)
         levels = to_levels(video + decoder.residual(video)).permute(0, 2, 3, 4, 1)
