@@ -15,14 +15,10 @@
 #include <thread>
 #include <vector>
 
-namespace nb = nanobind;
+#include "clones.h"
+#include "detail.h"
 
-// One build for every x86-64, and in it a copy of each hot loop for AVX2 and AVX-512, picked when the module loads.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define ONEDVA_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define ONEDVA_CLONES
-#endif
+namespace nb = nanobind;
 
 namespace {
 
@@ -207,4 +203,5 @@ NB_MODULE(_sampler, module) {
     module.def("pack", &pack, nb::arg("frames").noconvert(), nb::arg("video").noconvert(),
                nb::arg("velocity").noconvert().none(), nb::arg("dt"), nb::arg("threads"),
                "Packs video, or video + dt * velocity, into uint8 frames; releases the GIL.");
+    bind_detail(module);
 }

@@ -183,8 +183,9 @@ class Decoder(nn.Module):
         usual = transform.remainder_std.square().sum() / PATCH_VALUES  # squared error of a pixel of the preview
         variance = (local * usual).reshape(shape)
         first, others = coefficients.split([1, shape[1] - 1], dim=1)
-        start = soften_borders(transform.first_frame(first), variance[:, :1], 1)
-        return start, soften_borders(transform.patches(others), variance[:, 1:], PATCH_FRAMES)
+        start = soften_borders(transform.first_frame(first), transform.first_frame_edges(first), variance[:, :1], 1)
+        rest = soften_borders(transform.patches(others), transform.edges(others), variance[:, 1:], PATCH_FRAMES)
+        return start, rest
 
     def remainder(
         self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform

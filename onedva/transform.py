@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from onedva.borders import edge_values
 from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva_runtime.placement import PATCH_FRAMES
 
@@ -120,9 +121,25 @@ class PatchTransform(nn.Module):
 
     def first_frame(self, coefficients: Tensor) -> Tensor:
         """Frame 0 of `patches` of a first group, its four outputs averaged: (…, R) → (…, 768)."""
-        basis = self.basis.unflatten(1, (PATCH_FRAMES, -1)).mean(dim=1)
-        mean = self.mean.unflatten(0, (PATCH_FRAMES, -1)).mean(dim=0)
-        return coefficients @ basis + mean
+        return coefficients @ self.first_basis() + self.first_mean()
+
+    def first_basis(self) -> Tensor:
+        """(R, 768): what a component of a first group adds to frame 0."""
+        return self.basis.unflatten(1, (PATCH_FRAMES, -1)).mean(dim=1)
+
+    def first_mean(self) -> Tensor:
+        return self.mean.unflatten(0, (PATCH_FRAMES, -1)).mean(dim=0)
+
+    def edges(self, coefficients: Tensor) -> Tensor:
+        """`edge_values` of `patches`, without the patches: (…, R) → (…, 1536)."""
+        rows = coefficients.flatten(0, -2)
+        basis, mean = edge_values(self.basis, PATCH_FRAMES), edge_values(self.mean, PATCH_FRAMES)
+        edges = torch.nn.functional.linear(rows, basis.T, mean.to(rows.dtype))
+        return edges.reshape(*coefficients.shape[:-1], len(basis.T))
+
+    def first_frame_edges(self, coefficients: Tensor) -> Tensor:
+        """`edge_values` of `first_frame`: (…, R) → (…, 384)."""
+        return coefficients @ edge_values(self.first_basis(), 1) + edge_values(self.first_mean(), 1)
 
     def of_first_frame(self, values: Tensor) -> Tensor:
         """Coefficients of a group that is one frame four times, without the mean: (…, 768) → (…, R)."""

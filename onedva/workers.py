@@ -11,13 +11,14 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from threading import Thread
+from threading import Lock, Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -134,10 +135,43 @@ def _begin(lifeline: Connection, shared: Any, settings: dict[str, str]) -> None:
 
 
 def _end_with(lifeline: Connection) -> None:
+    """End this process once the lifeline closes: at once in the middle of a task, else where no result is on its way.
+
+    A process that ended while it writes a result would leave half of it in the pipe, and the parent's reader waiting
+    for the other half for ever. Between tasks a living parent ends us itself; a dead one no longer reads.
+    """
     with suppress(EOFError, OSError):
         lifeline.recv_bytes()  # nothing is ever sent: this ends when the other end is closed
-    os._exit(0)
+    parent = multiprocessing.parent_process()
+    _task.ending = True
+    while True:
+        with _task.gate:
+            if _task.under_way or parent is None or not parent.is_alive():
+                os._exit(0)
+        time.sleep(0.02)
+
+
+class _Task:
+    """Whether this process is in the middle of a task; what a task returns is written after it."""
+
+    def __init__(self) -> None:
+        self.gate = Lock()
+        self.under_way = self.ending = False
+
+    def __enter__(self) -> None:
+        with self.gate:
+            if self.ending:
+                os._exit(0)
+            self.under_way = True
+
+    def __exit__(self, *_: object) -> None:
+        with self.gate:
+            self.under_way = False
+
+
+_task = _Task()
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(_shared, *arguments)
+    with _task:
+        return function(_shared, *arguments)

@@ -19,7 +19,7 @@ QUANTISATION_STEP = 1 / 16  # of a latent with deviation 1: fine enough to cost 
 
 @pytest.fixture(scope="module")
 def codec(shipped_bundle: Path) -> VideoCodec:
-    return VideoCodec.from_pretrained(shipped_bundle)
+    return VideoCodec.from_pretrained(shipped_bundle, backend="onnxruntime")
 
 
 @pytest.fixture(scope="module")

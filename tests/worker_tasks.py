@@ -35,6 +35,11 @@ def nap(shared: None) -> None:
     time.sleep(600)
 
 
+def heavy(shared: None, size: int) -> bytes:
+    """A result that is long on its way."""
+    return bytes(size)
+
+
 class Lethal(list[Any]):
     """Clips that end the process that opens one."""
 

@@ -18,6 +18,15 @@ from onedva_runtime import placement
 
 OPSET = 23
 IR_VERSION = 10
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: the modules it comes from
+# What the transformer of the encoder gives, by module: values with these names part the encoder graph in two, for
+# backends that compute the transformer at another precision than the linear transform after it.
+ENCODER_HEADS = {
+    "encoder.structural_head": "vit_structural",
+    "encoder.latents_head": "vit_latents",
+    "encoder.error_head": "vit_error",
+    "encoder.coefficients_head": "vit_coefficients",
+}
 
 
 class EncoderGraph(nn.Module):
@@ -227,4 +236,21 @@ def export_graph(plan: GraphPlan) -> onnx.ModelProto:
         verbose=False,
     )
     assert program is not None
-    return program.model_proto
+    graph = program.model_proto
+    if plan.name == "encoder":
+        name_outputs(graph, ENCODER_HEADS)
+    return graph
+
+
+def name_outputs(graph: onnx.ModelProto, names: dict[str, str]) -> None:
+    """Rename, in place, what submodules of the exported module give: names[module] for each that the graph has."""
+    last: dict[str, str] = {}  # of the nodes of a module, the last one's output is the module's
+    for node in graph.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == NAME_SCOPES), "")
+        last |= {module: node.output[0] for module in names if f"'{module}'" in scopes}
+    renamed = {value: names[module] for module, value in last.items()}
+    for node in graph.graph.node:
+        for values in (node.input, node.output):
+            values[:] = [renamed.get(value, value) for value in values]
+    for value in graph.graph.value_info:
+        value.name = renamed.get(value.name, value.name)

@@ -122,7 +122,8 @@ def decode_batch(
         with timed(on_timing, "noise"):
             box = {"frames": count, "height": height, "width": width, "threads": backend.threads}
             places = zip(first_frames, corners or [(0, 0)] * batch, strict=True)
-            noise = np.stack([gaussian(seed, first_frame=n, top=y, left=x, **box) for n, (y, x) in places])
+            clips = [gaussian(seed, first_frame=n, top=y, left=x, **box) for n, (y, x) in places]
+            noise = clips[0][None] if batch == 1 else np.stack(clips)
             for row, context in enumerate(contexts):
                 if context is not None:
                     noise[row, :, 0] = context.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)

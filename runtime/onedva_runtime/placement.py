@@ -15,9 +15,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from onedva_runtime.noise import native
+
 PATCH_FRAMES = 4  # one grid position covers 4 frames × 16 × 16 pixels; frame 0 is a group of its own
 PATCH_SIZE = 16
-LUMA = np.array([77, 150, 29], np.float32)  # of red, green, blue, in 1/256: BT.601's weights
+LUMA = (77, 150, 29)  # of red, green, blue, in 1/256: BT.601's weights
 
 
 def grid_of(frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -48,10 +50,22 @@ def detail_map(frames: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def texture_and_motion(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The two sums that `detail_map` is made of, each (Tg, Hg, Wg); the second is zero for a single frame."""
-    grid_of(frames.shape[0], frames.shape[1], frames.shape[2])
-    # in float32 for its speed: products and sums stay below 2²⁴, so they are exact
-    luma = (frames.reshape(-1, 3) @ LUMA).astype(np.int32) >> 8
-    luma = luma.astype(np.int16).reshape(frames.shape[:3])  # (T, H, W)
+    grid = grid_of(frames.shape[0], frames.shape[1], frames.shape[2])
+    module = native()
+    if module is None:
+        return reference_texture_and_motion(frames)
+    texture, motion = np.zeros(grid, np.int64), np.zeros(grid, np.int64)
+    module.texture_and_motion(np.ascontiguousarray(frames), texture, motion)
+    return texture, motion
+
+
+def reference_texture_and_motion(frames: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What `texture_and_motion` is, in NumPy; C++ does it in a fifth of the time."""
+    # not as a matrix product: the threads of NumPy's BLAS would go on spinning, while the encoder wants their cores
+    red, green, blue = (
+        np.multiply(frames[..., channel], weight, dtype=np.uint16) for channel, weight in enumerate(LUMA)
+    )
+    luma = ((red + green + blue) >> 8).astype(np.int16)  # (T, H, W); the sum is below 2¹⁶
     texture = np.zeros(luma.shape, np.int32)
     texture[:, 1:] = _squares(luma[:, 1:] - luma[:, :-1])
     texture[:, :, 1:] += _squares(luma[:, :, 1:] - luma[:, :, :-1])

@@ -40,6 +40,7 @@ CONTAINERS = {
     ".mkv": ("matroska", "libx264"),
     ".webm": ("webm", "libvpx-vp9"),
 }
+PRESET = "veryfast"  # of libx264: at this quality, files of about the size of its default's in half the time
 _BT709, _LIMITED, _FULL = 1, 1, 2  # AVCOL_SPC/PRI/TRC_BT709 and SWS_CS_ITU709 are all 1; AVColorRange
 _SWS_BT601, _BT601 = 5, 6  # SWS_CS_ITU601; AVCOL_SPC/PRI/TRC_SMPTE170M
 _ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
@@ -128,6 +129,8 @@ class VideoWriter:
     def _add_stream(self, codec: str, crf: int, *, uneven: bool) -> VideoStream:
         assert self._container is not None
         options = {"crf": str(crf), "b": "0"}
+        if codec == "libx264":
+            options["preset"] = PRESET
         if uneven:
             # FFmpeg's mp4 takes a track's length from decoding times, which B frames shift: it would be too short.
             options["bf"] = "0"

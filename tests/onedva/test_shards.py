@@ -134,7 +134,7 @@ def test_larger_videos_are_encoded_anew(tmp_path: Path, write_video: WriteVideo)
     video = read_video(tmp_path / "again.mp4")
     assert video.frames.shape == (7, 48, 76, 3) and float(video.fps) == pytest.approx(30, abs=0.1)
     expected = packing.scale_short_side(large, 48, multiple=2).astype(float)
-    assert np.abs(video.frames - expected).mean() < 6
+    assert np.abs(video.frames - expected).mean() < 7  # noise, the hardest to encode
     with pytest.raises(ValueError, match="even number of at least 16 pixels, got 47"):
         pack(folder, tmp_path / "odd", short_side=47)
 

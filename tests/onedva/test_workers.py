@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import worker_tasks
@@ -51,6 +52,18 @@ def test_a_pool_has_workers() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+def test_leaving_while_results_are_on_their_way_ends() -> None:
+    """A worker that ends in the middle of writing one would leave the parent waiting for the rest."""
+    for _ in range(3):
+        pool = Workers(2)
+        tasks = [pool.submit(worker_tasks.heavy, 32 << 20) for _ in range(6)]
+        assert len(tasks[0].result()) == 32 << 20
+        leaving = Thread(target=pool.close, daemon=True)
+        leaving.start()
+        leaving.join(timeout=60)
+        assert not leaving.is_alive()
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_their_parent(how: signal.Signals) -> None:
     """kill -9 of the parent, or Ctrl-C, which reaches the whole group: busy workers are gone within seconds."""

@@ -9,6 +9,7 @@ import pytest
 
 from onedva_runtime import VideoCodec
 from onedva_runtime.backends.openvino import MAX_COMPILED, OpenVinoBackend, precisions
+from onedva_runtime.backends.openvino_split import MEETING, split_encoder
 from onedva_runtime.bundle import read_bundle
 from onedva_runtime.clips import make_clip
 from onedva_runtime.errors import BackendError, BundleError
@@ -147,24 +148,52 @@ def test_shipped_model_keeps_its_bars(shipped_bundle: Path, dev_clips: list[Path
     assert np.abs(packet.latents[:64] - prefix.latents).max() < 0.02  # queries do not see later ones, at any dtype
 
 
+def test_the_encoder_in_two_parts_is_the_whole(shipped_bundle: Path) -> None:
+    """Its transformer apart from the linear transform, both in float32, with fewer and more latents."""
+    import openvino
+
+    core = openvino.Core()
+    whole = core.read_model(shipped_bundle / "encoder.onnx")
+    parts = split_encoder(whole)
+    assert parts is not None
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = [core.compile_model(model, "CPU", settings) for model in (whole, *parts)]
+    for tokens in (1, 40):
+        feeds: dict[str, np.ndarray] = {
+            "frames": make_clip(9, 64, 48)[None],
+            "resolution": np.array([[9, 64, 48, 24]], np.float32),
+            "is_key": np.ones(1, np.bool_),
+            "anchors": np.random.default_rng(0).permutation(36)[None, :tokens].astype(np.int64),
+        }
+        expected = compiled[0](feeds)
+        met = compiled[1](feeds)
+        got = compiled[2](feeds | {name: met[name] for name in MEETING})
+        for name in ("structural", "latents", "predicted_error"):
+            np.testing.assert_allclose(got[name], expected[name], atol=2e-4)
+
+
+def test_graphs_without_names_where_parts_meet_stay_whole(fake_bundle: Path) -> None:
+    import openvino
+
+    assert split_encoder(openvino.Core().read_model(fake_bundle / "encoder.onnx")) is None
+
+
 def test_int8_changes_the_linear_layers_only(shipped_bundle: Path) -> None:
     """One scale per output channel; layers from or to pixels only where no picture goes through them."""
     import openvino
 
     from onedva_runtime.backends.openvino_int8 import PATCH_VALUES, quantise_weights
 
-    model = openvino.Core().read_model(shipped_bundle / "condition.onnx")
-    count = quantise_weights(model, pixels=False)
-    width = json.loads((shipped_bundle / "config.json").read_text())["width"]
-    stored = [node.data for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
-    eight_bit = [data for data in stored if data.dtype == np.int8 and data.ndim == 2]
-    assert count == len(eight_bit) > 10
-    assert all(PATCH_VALUES not in data.shape for data in eight_bit)
-    assert sum(int(np.abs(data).max() == 127) for data in eight_bit) > 10
-    # a layer that training has not reached is all zeros
-    assert all(set(np.abs(data).max(axis=1).tolist()) <= {0, 127} for data in eight_bit)
-    assert any(width in data.shape for data in eight_bit)
-    velocity = openvino.Core().read_model(shipped_bundle / "velocity.onnx")
-    quantise_weights(velocity, pixels=True)
-    stored = [node.data for node in velocity.get_ordered_ops() if node.get_type_name() == "Constant"]
-    assert sum(data.dtype == np.int8 and PATCH_VALUES in data.shape for data in stored) == 2
+    for graph in ("condition", "velocity", "one_step"):
+        model = openvino.Core().read_model(shipped_bundle / f"{graph}.onnx")
+        count = quantise_weights(model)
+        width = json.loads((shipped_bundle / "config.json").read_text())["width"]
+        stored = [node.data for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
+        eight_bit = [data for data in stored if data.dtype == np.int8 and data.ndim == 2]
+        assert count == len(eight_bit) > 10
+        # of a frame, of a group, and of the edges of both
+        assert all({768, PATCH_VALUES, 384, 1536}.isdisjoint(data.shape) for data in eight_bit)
+        assert sum(int(np.abs(data).max() == 127) for data in eight_bit) > 10
+        # a layer that training has not reached is all zeros
+        assert all(set(np.abs(data).max(axis=1).tolist()) <= {0, 127} for data in eight_bit)
+        assert any(width in data.shape for data in eight_bit)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onedva_runtime.noise import native
 from onedva_runtime.placement import (
     choose_tokens,
     detail_map,
@@ -17,7 +18,9 @@ from onedva_runtime.placement import (
     layer_scores,
     longest,
     place,
+    reference_texture_and_motion,
     round_tokens,
+    texture_and_motion,
 )
 
 details = npst.arrays(
@@ -48,6 +51,15 @@ def test_detail_is_its_definition(shape: tuple[int, int, int]) -> None:
     detail = detail_map(frames)
     assert detail.dtype == np.int64
     np.testing.assert_array_equal(detail, slow_detail(frames))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (9, 48, 80), (17, 32, 272)])
+def test_numpy_and_cpp_agree(shape: tuple[int, int, int]) -> None:
+    """Of what they are given, not only of what lies in one block of memory."""
+    assert native() is not None
+    frames = np.random.default_rng(1).integers(0, 256, (shape[0], shape[1], 2 * shape[2], 3), np.uint8)[:, :, ::2]
+    for found, expected in zip(texture_and_motion(frames), reference_texture_and_motion(frames), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_the_largest_detail_does_not_overflow() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime.backends import Condition, Float32, cpu_name, usable_cores
+from onedva_runtime.backends.openvino_split import MEETING, split_encoder
 from onedva_runtime.errors import BackendError, BundleError
 from onedva_runtime.private_cache import cache_key, private_folder, trim
 from onedva_runtime.turns import Turns
@@ -30,7 +31,8 @@ __all__ = ["OpenVinoBackend", "precisions"]
 
 MAX_COMPILED = 12  # graphs in memory, about 25 MB of weights each for `tiny`: four frame sizes or clip lengths
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised stays float32
-ENCODER_HINT = "f32"  # whatever the dtype: in bf16, columns would choose other classes
+ENCODER_HINT = "f32"  # whatever the dtype: in bf16, columns would choose other classes. Its transformer may run apart
+TRANSFORMER = "encoder_transformer"
 ACTIVATION_GROUP = 64  # channels of one position that share a scale: positions never share one
 
 
@@ -72,6 +74,9 @@ class OpenVinoBackend:
         self._lock = threading.Lock()
         self._cache = self._open_cache()
         self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
+        parts = split_encoder(self._models["encoder"]) if HINTS[dtype] != ENCODER_HINT else None
+        if parts is not None:
+            self._models[TRANSFORMER], self._models["encoder"] = parts
         inputs = [spec.name for spec in bundle.manifest.graphs["velocity"].inputs]
         self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
         missing = set(self._shared) - {spec.name for spec in bundle.manifest.graphs["condition"].outputs}
@@ -119,19 +124,13 @@ class OpenVinoBackend:
         if self.dtype == "int8" and graph not in self._quantised:
             from onedva_runtime.backends.openvino_int8 import quantise_weights
 
-            quantise_weights(model, pixels=graph == "velocity")
+            quantise_weights(model)
             self._quantised.add(graph)
         return model.clone()
 
     def _compile(self, graph: str, feeds: Mapping[str, Any]) -> _Compiled:
         """The graph for the shapes of these inputs, from memory, from disk, or made now."""
-        shapes = {
-            value.name: [
-                -1 if str(symbol).startswith("K") else size
-                for symbol, size in zip(value.shape, feeds[value.name].shape, strict=True)
-            ]
-            for value in self._bundle.manifest.graphs[graph].inputs
-        }
+        shapes = self._shapes(graph, feeds)
         key = (graph, *(size for sizes in shapes.values() for size in sizes))
         hint = ENCODER_HINT if graph == "encoder" else HINTS[self.dtype]
         with self._lock:
@@ -153,6 +152,18 @@ class OpenVinoBackend:
             self._compiled.move_to_end(key)
         return found
 
+    def _shapes(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Of each input, with the axes that are as long as there are latents left open."""
+        whole = "encoder" if graph == TRANSFORMER else graph
+        open_axes = {
+            value.name: tuple(axis for axis, symbol in enumerate(value.shape) if str(symbol).startswith("K"))
+            for value in self._bundle.manifest.graphs[whole].inputs
+        }
+        return {
+            name: [-1 if axis in (open_axes | MEETING)[name] else size for axis, size in enumerate(feed.shape)]
+            for name, feed in feeds.items()
+        }
+
     def encode(
         self,
         frames: npt.NDArray[np.uint8],
@@ -160,10 +171,15 @@ class OpenVinoBackend:
         is_key: npt.NDArray[np.bool_],
         anchors: npt.NDArray[np.int64],
     ) -> tuple[Float32, Float32, Float32]:
-        feeds = {"frames": frames, "resolution": resolution, "is_key": is_key, "anchors": anchors}
+        feeds: dict[str, Any] = {"frames": frames, "resolution": resolution, "is_key": is_key, "anchors": anchors}
+        transformer = self._run(TRANSFORMER, feeds) if TRANSFORMER in self._models else None
+        if transformer is not None:
+            feeds |= {name: transformer.tensor(name) for name in MEETING}
         lease = self._run("encoder", feeds)
         outputs = [lease.output(name).copy() for name in ("structural", "latents", "predicted_error")]
         lease.give_back()
+        if transformer is not None:
+            transformer.give_back()
         return outputs[0], outputs[1], outputs[2]
 
     def condition(
@@ -189,8 +205,8 @@ class OpenVinoBackend:
         held = cast(_Condition, condition).lease
         feeds = {"noisy_video": noisy_video, "t": t, **{name: held.tensor(name) for name in self._shared}}
         lease = self._run("velocity", feeds)
-        velocity = lease.output("velocity").copy()
-        lease.give_back()
+        velocity: _Held = lease.output("velocity").view(_Held)
+        velocity.lease = lease  # 13 MB that need no copy: the request is back once nothing refers to them
         return velocity
 
     def one_step(
@@ -253,6 +269,12 @@ class _Lease:
     def output(self, name: str) -> npt.NDArray[Any]:
         """The output over the request's own memory: copy what must outlive the lease."""
         return self.request.get_tensor(name).data
+
+
+class _Held(np.ndarray):  # pyright: ignore[reportMissingTypeArgument]
+    """An output over the request's own memory, which is ours as long as this array is there."""
+
+    lease: _Lease
 
 
 class _Condition:

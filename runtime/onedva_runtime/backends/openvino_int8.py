@@ -17,16 +17,16 @@ SMALLEST = 256 * 64  # weights; smaller layers are not worth the quantisation of
 LEVELS = 127
 
 
-def quantise_weights(model: Any, *, pixels: bool) -> int:
+def quantise_weights(model: Any) -> int:
     """Replace, in place, the weights of the linear layers of an OpenVINO model; returns how many layers were.
 
-    pixels: also of those from and to pixels. Not where the picture itself goes through them: they are the linear
-    transform, whose output is what one looks at. In the velocity graph only the remainder and noise do.
+    Not of layers from or to pixels: they are the linear transform, and what comes out is what one looks at.
     """
     import openvino.opset15 as operators
     from openvino.passes import ConstantFolding, Manager
 
     ops = cast(Any, operators)
+    of_pixels = _pixel_layers(model)
     manager = cast(Any, Manager())
     manager.register_pass(ConstantFolding())  # weights are stored as fp16 and Cast: constants after this
     manager.run_passes(model)
@@ -35,7 +35,7 @@ def quantise_weights(model: Any, *, pixels: bool) -> int:
         if node.get_type_name() != "MatMul" or node.input_value(1).get_node().get_type_name() != "Constant":
             continue
         weights = node.input_value(1).get_node().data.astype(np.float32)
-        if weights.ndim != 2 or weights.size < SMALLEST or (not pixels and PATCH_VALUES in weights.shape):
+        if weights.ndim != 2 or weights.size < SMALLEST or node.get_friendly_name() in of_pixels:
             continue
         turns = node.get_attributes()
         if not turns["transpose_b"]:
@@ -49,3 +49,21 @@ def quantise_weights(model: Any, *, pixels: bool) -> int:
         count += 1
     model.validate_nodes_and_infer_types()
     return count
+
+
+def _pixel_layers(model: Any) -> set[str]:
+    """Names of the products with weights that are, or are made of, stored weights with an axis of a patch's values."""
+    found = set()
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        waiting, seen = [node.input_value(1).get_node()], set()
+        while waiting:
+            source = waiting.pop()
+            if source.get_friendly_name() in seen:
+                continue
+            seen.add(source.get_friendly_name())
+            waiting += [value.get_node() for value in source.input_values()]
+            if source.get_type_name() == "Constant" and PATCH_VALUES in source.get_output_shape(0):
+                found.add(node.get_friendly_name())
+    return found
