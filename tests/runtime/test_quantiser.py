@@ -86,7 +86,7 @@ def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
             latent_std(path)
 
 
-@pytest.mark.parametrize("step", [0, -1, float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize("step", [0, -1, float("nan"), float("inf"), 2**-11, 2.01])
 def test_steps_that_make_no_sense_are_refused(codec: VideoCodec, step: float) -> None:
     with pytest.raises(ValueError, match="step must be from"):
         codec.quantiser(step=step)
