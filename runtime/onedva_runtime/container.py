@@ -101,13 +101,13 @@ class PacketWriter:
 
     def write_coded(self, coded: Coded, header: Header) -> None:
         """Append a packet as another file has it. header: that file's, whose quantiser and tables are this writer's."""
-        if self._header is None:
-            self._put(layout.opening())
-        self._header = header
         kind = coded.facts.is_key, coded.grid(header)[0]
         if kind not in self._levels:
-            self._levels[kind] = self._quantiser.of(kind)
-            self._put_setup(header)
+            levels = {**self._levels, kind: self._quantiser.of(kind)}
+            setup = self._setup(header, levels)  # may refuse: then nothing was written
+            self._put((layout.opening() if self._header is None else b"") + setup)
+            self._levels = levels
+        self._header = header
         facts = coded.facts
         time = facts.timestamps[0] if facts.timestamps else 0
         entry = Entry(self.size, facts.first_frame, facts.frames, int(facts.is_key), coded.tokens, time)
@@ -119,14 +119,14 @@ class PacketWriter:
         """Write the end of the file; return its size in bytes. Raises PacketError where there were no packets."""
         if self._header is None:
             raise PacketError("no packets, so there is nothing to save")
-        setup = self._put_setup(self._header)
+        setup = self._put(self._setup(self._header, self._levels))
         index = self._put(layout.record(layout.INDEX, layout.pack_index(self._entries)))
         self._put(layout.record(layout.END, layout.pack_end(setup, index, len(self._entries))))
         self._file.flush()
         return self.size
 
-    def _put_setup(self, header: Header) -> int:
-        return self._put(layout.record(layout.SETUP, layout.pack_setup(header, self._tables, self._levels.items())))
+    def _setup(self, header: Header, levels: dict[Kind, Levels]) -> bytes:
+        return layout.record(layout.SETUP, layout.pack_setup(header, self._tables, levels.items()))
 
     def _put(self, data: bytes) -> int:
         """Write all of `data`; return where it begins."""

@@ -40,6 +40,7 @@ from onedva_runtime.latent_coding import (
 )
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet, padded_grid
+from onedva_runtime.placement import PATCH_SIZE
 from onedva_runtime.quantiser import Quantiser, to_integers, to_values
 
 __all__ = ["SEGMENT", "Coded", "Facts", "Segment", "encode_packet", "join", "split"]
@@ -101,6 +102,13 @@ class Coded:
     def check(self, header: Header, limits: Limits) -> None:
         """Raise OverLimit or Corrupt for what the reader does not want or what cannot be: before any work is done."""
         facts = self.facts
+        if facts.tile is not None:
+            top, left, height, width = facts.tile
+            if top % PATCH_SIZE or left % PATCH_SIZE or top + height > header.height or left + width > header.width:
+                tile, frame = f"{width}x{height} at (top, left) = {facts.tile[:2]}", f"{header.width}x{header.height}"
+                raise Corrupt(
+                    f"a tile of {tile} is not inside the frame of {frame}, or not at a multiple of {PATCH_SIZE}"
+                )
         groups, rows, columns = self.grid(header)
         if not 1 <= facts.frames <= limits.max_frames:
             raise OverLimit(f"a packet of {facts.frames} frames; allowed: 1..{limits.max_frames} (Limits.max_frames)")

@@ -248,3 +248,24 @@ def test_saving_is_whole_or_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.odva"]
     save_packets(path, [make_packet(frames=9)], quantiser=quantiser, overwrite=True)
     assert load_packets(path).frames == 9
+
+
+def test_what_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
+    good = make_packet()
+    tall = make_packet(height=65537, width=1, tokens=0)
+    wrong = replace(make_quantiser(), levels={(True, 2): np.full((2, 6), 137, np.int16)})
+    for packets, options, message in (
+        ([good], {"colour": "x" * 65536}, "the format holds 65536"),
+        ([good], {"colour": "bell\a"}, "printed"),
+        ([tall], {"quantiser": make_quantiser()}, "height as 65537"),
+        ([make_packet(times=True)], {"time_base": Fraction(1, 10**20)}, "time_base"),
+        ([good], {"quantiser": wrong}, "levels must be from"),
+    ):
+        base = options.pop("time_base", None)
+        packets = [replace(packet, time_base=base or packet.time_base) for packet in packets]
+        with pytest.raises(PacketError, match=message):
+            save_packets(tmp_path / "a.odva", packets, **{"quantiser": make_quantiser(), **options})
+        stream = io.BytesIO()
+        with pytest.raises(PacketError, match=message):
+            save_packets(stream, packets, **{"quantiser": make_quantiser(), **options})
+        assert stream.getvalue() == b"" and list(tmp_path.iterdir()) == []
