@@ -108,9 +108,7 @@ class PacketWriter:
             self._put((layout.opening() if self._header is None else b"") + setup)
             self._levels = levels
         self._header = header
-        facts = coded.facts
-        time = facts.timestamps[0] if facts.timestamps else 0
-        entry = Entry(self.size, facts.first_frame, facts.frames, int(facts.is_key), coded.tokens, time)
+        entry = coded.entry(self.size)
         self._put(layout.record(layout.PACKET, join(coded)))
         self._file.flush()
         self._entries.append(entry)

@@ -45,7 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedva_runtime.entropy import Tables, inflate
-from onedva_runtime.errors import Corrupt, NotOdva, PacketError
+from onedva_runtime.errors import Corrupt, NotOdva, OverLimit, PacketError
 from onedva_runtime.quantiser import HIGHEST_LEVEL, LOWEST_LEVEL, Kind, Levels, Quantiser
 from onedva_runtime.typed_json import parse_rational
 
@@ -267,14 +267,17 @@ def pack_index(entries: list[Entry]) -> bytes:
     return section(_COUNT.pack(len(entries)) + zlib.compress(differences.tobytes(), 9))
 
 
-def unpack_index(body: bytes, *, size: int) -> list[Entry]:
-    """Inverse of `pack_index`; raises Corrupt, also where it names more than a file of `size` bytes can hold."""
+def unpack_index(body: bytes, *, size: int, most: int) -> list[Entry]:
+    """Inverse of `pack_index`; raises Corrupt, also where it names more than a file of `size` bytes can hold, and
+    OverLimit for more than `most` packets."""
     content = _only_section(body)
     if len(content) < _COUNT.size:
         raise Corrupt("its index is damaged")
     (count,) = _COUNT.unpack_from(content)
     if count > size // END_SIZE:
         raise Corrupt(f"its index counts {count} packets, a file of {size} bytes has no room for them")
+    if count > most:
+        raise OverLimit(f"an index of {count} packets; allowed: {most} (Limits.max_frames)")
     raw = np.frombuffer(inflate(content[_COUNT.size :], 8 * _COLUMNS * count), "<i8").reshape(_COLUMNS, count)
     table: NDArray[np.int64] = np.cumsum(raw, axis=1, dtype=np.int64)
     if count and (table[:-1].min() < 0 or table[0].max() > size):

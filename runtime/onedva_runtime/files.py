@@ -41,6 +41,14 @@ def open_regular(path: str, limits: Limits, *, error: type[OneDVAError]) -> Bina
     return os.fdopen(handle, "rb", buffering=0)
 
 
+def seekable(file: BinaryIO) -> bool:
+    """Whether we can go back in `file`: not in a pipe."""
+    try:
+        return file.seekable()
+    except (AttributeError, ValueError):
+        return False
+
+
 def _remove(path: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)

@@ -82,7 +82,7 @@ def thin_file(
         frames = 0
         for coded in reader.coded():
             clips.append(clip_of(coded, reader.header))
-            frames += coded.facts.frames if coded.facts.tile is None or coded.facts.tile[:2] == (0, 0) else 0
+            frames += coded.facts.frames if coded.facts.begins_clip else 0
         header, quantiser, tables = reader.header, reader.quantiser, reader.tables
     if tokens is not None:
         kept = [_within(clip, tokens) for clip in clips]

@@ -17,6 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .errors import VideoError
+from .files import seekable
 from .limits import Limits
 
 _CONTAINERS = ("mov", "matroska", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "nut", "ivf")
@@ -77,14 +78,6 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 def reason(error: BaseException) -> str:
     """FFmpeg's own words for what went wrong, on one line."""
     return str(getattr(error, "strerror", None) or error).splitlines()[0]
-
-
-def seekable(file: BinaryIO) -> bool:
-    """Whether we can go back in `file`: not in a pipe."""
-    try:
-        return file.seekable()
-    except (AttributeError, ValueError):
-        return False
 
 
 class _NamelessPipe:
