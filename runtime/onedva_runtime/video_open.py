@@ -43,6 +43,8 @@ def open_container(file: BinaryIO, path: str, limits: Limits, *, audio: bool = F
     except ArgumentError as error:  # what the white list answers
         raise VideoError(f"{path}: this format is not read as video (allowed: {_READS})") from error
     except (FFmpegError, ValueError, OSError) as error:
+        if isinstance(error, MemoryError):  # av's own kind is both: no fault of the file
+            raise
         raise VideoError(f"{path}: not a video, or damaged (FFmpeg says: {reason(error)})") from error
 
 
