@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from onedva.data import centre_clip, load_clips
 from onedva_runtime import Packet, VideoCodec
+from onedva_runtime.container import header_of
 from onedva_runtime.container_packet import encode_packet
 from onedva_runtime.entropy_tables import TABLES
 from onedva_runtime.metrics import psnr
-from onedva_runtime.thin import Clip, clip_of, header_of, share
+from onedva_runtime.thin import Clip, clip_of, share
 
 Frames = NDArray[np.uint8]
 CAP = 45.0

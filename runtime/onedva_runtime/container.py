@@ -92,7 +92,7 @@ class PacketWriter:
 
     def write(self, packet: Packet) -> None:
         """Append a packet. Raises PacketError for one that is not valid or of another video, OSError."""
-        own = _header_of(packet.validate(), self._quantiser, fps=self._fps, colour=self._colour)
+        own = header_of(packet.validate(), self._quantiser, fps=self._fps, colour=self._colour)
         header = self._header or own
         own = replace(own, time_base=header.time_base) if packet.timestamps is None else own
         if own != header:
@@ -210,7 +210,8 @@ def open_packets(
     return PacketReader(file, name, limits=limits, on_error=on_error, close=True)
 
 
-def _header_of(packet: Packet, quantiser: Quantiser, *, fps: Fraction | None, colour: str) -> Header:
+def header_of(packet: Packet, quantiser: Quantiser, *, fps: Fraction | None = None, colour: str = "") -> Header:
+    """The header of a file of this packet and others like it; options as `save_packets`."""
     rate = fps or Fraction(packet.fps).limit_denominator(1_000_000)
     if not abs(float(rate) / packet.fps - 1) <= 1e-3:
         raise PacketError(f"a packet of {packet.fps} frames per second does not belong to a video of {rate}")

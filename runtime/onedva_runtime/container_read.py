@@ -9,7 +9,6 @@ with them.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeVar
 
 from onedva_runtime import container_layout as layout
+from onedva_runtime.container_index import key_before
 from onedva_runtime.container_layout import Entry, Header
 from onedva_runtime.container_packet import Coded, split
 from onedva_runtime.container_records import Records
@@ -97,6 +97,11 @@ class PacketReader:
         while (coded := self._named(self._next)) is not None:
             yield coded
 
+    @property
+    def offset(self) -> int:
+        """Where in the file the record of the last packet begins, bytes from its start."""
+        return self._records.offset
+
     def seek(self, *, frame: int | None = None, seconds: float | None = None) -> None:
         """Go to the last key clip that starts at or before a frame, or a time since the start of the video.
 
@@ -104,19 +109,9 @@ class PacketReader:
         """
         if (frame is None) == (seconds is None) or not math.isfinite(seconds or 0):
             raise ValueError(f"seek wants a frame or a finite time, got frame={frame} and seconds={seconds}")
-        keys = [entry for entry in self.index() if entry.is_key]
-        if not keys:
+        chosen = key_before(self.index(), self.header, frame=frame, seconds=seconds)
+        if chosen is None:
             raise PacketError(f"{self._name}: no key clip in it to start at")
-        base = self.header.time_base
-        if seconds is not None and base is not None:
-            wanted = keys[0].time + int(seconds / base)
-            place = bisect_right([entry.time for entry in keys], wanted)
-        else:
-            wanted = frame if frame is not None else int((seconds or 0) * self.header.fps)
-            place = bisect_right([entry.first_frame for entry in keys], wanted)
-        chosen = keys[max(0, place - 1)]
-        while place > 1 and keys[place - 2].first_frame == chosen.first_frame:  # the first tile of its clip
-            place, chosen = place - 1, keys[place - 2]
         self._records.source.seek(chosen.offset)
         self._next_frame, self._frames = chosen.first_frame, 0
         self._waits_for_key = self._from_start = self.complete = False
