@@ -47,9 +47,10 @@ def quality(source: Frames, decoded: Frames) -> float:
 
 
 def bits_of(packet: Packet, codec: VideoCodec, step: float) -> tuple[int, int]:
-    """Bits of a packet as it is stored: without its latents, and of its latents."""
-    coded = encode_packet(packet, codec.quantiser(step=step), TABLES)
-    return 8 * len(coded.structural), 8 * sum(len(segment.data) + 11 for segment in coded.segments)
+    """Bits of a packet's record as it is stored: all but its latents, and its latents."""
+    quantiser = codec.quantiser(step=step)
+    clip = clip_of(encode_packet(packet, quantiser, TABLES), header_of(packet, quantiser))
+    return 8 * clip.base, 8 * sum(clip.sizes)
 
 
 def x264(frames: Frames, fps: float, crf: float) -> tuple[int, Frames]:

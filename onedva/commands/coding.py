@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
 from onedva.commands.console import Terminal, check_output
 from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, owned, uneven
-from onedva.commands.tables import Table
+from onedva.commands.tables import Table, counted
 
 if TYPE_CHECKING:
     from onedva_runtime import Packet, VideoCodec
@@ -78,10 +78,11 @@ def check_tokens(text: str) -> None:
 
 def as_stored(packet: Packet, quantiser: Quantiser) -> tuple[Packet, int]:
     """The packet as a decoder finds it in an .odva file, quantised, and how many bytes it takes there."""
-    from onedva_runtime.container_packet import encode_packet, join
+    from onedva_runtime.container_packet import join, store_packet
     from onedva_runtime.entropy_tables import TABLES
 
-    return quantiser.apply(packet), len(join(encode_packet(packet, quantiser, TABLES)))
+    coded, stored = store_packet(packet, quantiser, TABLES)
+    return stored, len(join(coded))
 
 
 def encode_file(
@@ -249,7 +250,7 @@ def _coded_table(verb: str, document: dict[str, Any]) -> Table:
         [verb, f"{document['source']} → {document['target']}"],
         ["model", f"{document['model']} on {document['backend']} ({document['backend_reason']})"],
         ["video", f"{document['width']}×{document['height']}, {document['frames']} frames, {document['fps']:.3f} fps"],
-        ["latents per clip", f"{spread(document['tokens'])} ({document['clips']} clips)"],
+        ["latents per clip", f"{spread(document['tokens'])} ({counted(document['clips'], 'clip')})"],
     ]
     if "bytes" in document:
         rate = f"{document['kbps']:.1f} kbit/s, {document['bits_per_pixel']:.4f} bits per pixel"

@@ -17,7 +17,7 @@ from onedva.commands.coding import CodecChoice, as_stored, check_tokens, codec_f
 from onedva.commands.console import Terminal, check_output, write_whole
 from onedva.commands.fidelity import PSNR_CAP, Fidelity
 from onedva.commands.plots import Shown, require_plot, side_by_side_png, steps_text
-from onedva.commands.tables import Table
+from onedva.commands.tables import Table, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -205,7 +205,7 @@ def fidelity_table(document: dict[str, Any]) -> Table:
         ["video", f"{document['width']}×{document['height']}, {frames} frames, {fps:.3f} fps"],
         ["PSNR", f"{document['psnr_db']:.2f} dB (clips {min(clips):.2f} to {max(clips):.2f})"],
         ["SSIM", "none: frames are under 11×11" if document["ssim"] is None else f"{document['ssim']:.4f}"],
-        ["latents per clip", f"{spread(document['tokens'])} ({document['clips']} clips)"],
+        ["latents per clip", f"{spread(document['tokens'])} ({counted(document['clips'], 'clip')})"],
         ["bits per pixel", f"{document['bits_per_pixel']:.4f} ({rate})"],
         ["decoding", f"{where}, {steps_text(document['steps'])}, seed {document['seed']}"],
         ["time", f"{seconds:.2f} s, {frames / max(seconds, 1e-9):.1f} frames per second"],

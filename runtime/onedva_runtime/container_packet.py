@@ -44,7 +44,7 @@ from onedva_runtime.packet import Packet, padded_grid
 from onedva_runtime.placement import PATCH_SIZE
 from onedva_runtime.quantiser import Quantiser, to_integers, to_values
 
-__all__ = ["SEGMENT", "Coded", "Facts", "Segment", "encode_packet", "join", "split"]
+__all__ = ["SEGMENT", "Coded", "Facts", "Segment", "encode_packet", "join", "split", "store_packet"]
 
 SEGMENT = 64  # latents
 _SEGMENT = struct.Struct("<Bh")
@@ -164,12 +164,27 @@ class Coded:
 
 def encode_packet(packet: Packet, quantiser: Quantiser, tables: Tables) -> Coded:
     """Quantise and code a packet that `Packet.validate` passes; raises PacketError for what the format cannot hold."""
+    return _encode(packet, *_integers(packet, quantiser), quantiser, tables)
+
+
+def store_packet(packet: Packet, quantiser: Quantiser, tables: Tables) -> tuple[Coded, Packet]:
+    """As `encode_packet`, and the packet as a reader finds it there, `Quantiser.apply`."""
+    integers = _integers(packet, quantiser)
+    return _encode(packet, *integers, quantiser, tables), to_values(packet, *integers, quantiser)
+
+
+def _integers(packet: Packet, quantiser: Quantiser) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     groups, channels = packet.grid[0], (packet.structural.shape[-1], packet.latents.shape[-1])
     if groups > MAX_GROUPS or not fits(groups, *channels):
         most = f"{MAX_GROUPS} groups, {MAX_CHANNELS} structural channels and {MAX_LEVELS} channels in all of them"
         raise PacketError(f"packet of {groups} groups of frames of {channels} channels; the format holds {most}")
+    return to_integers(packet, quantiser)
+
+
+def _encode(
+    packet: Packet, structural: NDArray[np.int32], latents: NDArray[np.int32], quantiser: Quantiser, tables: Tables
+) -> Coded:
     levels = quantiser.of((packet.is_key, packet.grid[0]))
-    structural, latents = to_integers(packet, quantiser)
     encoder = Encoder(tables)
     encode_structural(encoder, structural, levels)
     around = Neighbourhood(structural, levels)

@@ -51,6 +51,8 @@ class Clip:
 class Thinned:
     """What `thin_file` did."""
 
+    clips: int
+    """Each may be in several packets, its tiles."""
     bytes_before: int
     bytes: int
     tokens_before: list[int]
@@ -80,11 +82,12 @@ def thin_file(
         size = os.stat(source).st_size  # now: it may be the target, too
         clips: list[Clip] = []
         entries: list[layout.Entry] = []
-        frames = 0
+        frames = count = 0
         for coded in reader.coded():
             clips.append(clip_of(coded, reader.header))
             entries.append(coded.entry(reader.offset))
-            frames += coded.facts.frames if coded.facts.begins_clip else 0
+            if coded.facts.begins_clip:
+                frames, count = frames + coded.facts.frames, count + 1
         header, quantiser, tables = reader.header, reader.quantiser, reader.tables
     setup = layout.record(layout.SETUP, layout.pack_setup(header, tables, quantiser.levels.items()))
     index = len(layout.pack_index(entries)) + 2 * len(clips) + 100  # ours may pack worse
@@ -99,8 +102,8 @@ def thin_file(
             open_packets(source, limits=limits) as reader,
         ):
             writer = PacketWriter(output.file, quantiser=quantiser, tables=tables)
-            for coded, count in zip(reader.coded(), kept, strict=True):
-                writer.write_coded(coded.keep(count), header)
+            for coded, segments in zip(reader.coded(), kept, strict=True):
+                writer.write_coded(coded.keep(segments), header)
             written = writer.finish()
             over = 0 if max_kbps is None else written - int(125 * max_kbps * frames / float(header.fps))
             if over <= 0:
@@ -108,8 +111,8 @@ def thin_file(
                 break
         around += over
     before = [sum(clip.tokens) for clip in clips]
-    after = [sum(clip.tokens[:count]) for clip, count in zip(clips, kept, strict=True)]
-    return Thinned(bytes_before=size, bytes=written, tokens_before=before, tokens=after)
+    after = [sum(clip.tokens[:segments]) for clip, segments in zip(clips, kept, strict=True)]
+    return Thinned(clips=count, bytes_before=size, bytes=written, tokens_before=before, tokens=after)
 
 
 def thin_packets(

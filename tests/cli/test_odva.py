@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import Result
 
 from onedva.commands.coding import CodecChoice
+from onedva_runtime.clips import make_clip
 from onedva_runtime.container import load_packets
-from onedva_runtime.video_io import read_video
+from onedva_runtime.video_io import VideoWriter, read_video
 
 Run = Callable[..., Result]
 Refused = Callable[..., None]
@@ -21,14 +24,23 @@ def coded(run: Run, video: Path, tmp_path: Path) -> Path:
     return tmp_path / "a.odva"
 
 
+@pytest.fixture(scope="module")
+def large_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 frames of 100×90: 42 grid positions, so more than one tile of 16."""
+    path = tmp_path_factory.mktemp("large") / "a.mp4"
+    with VideoWriter(path, width=100, height=90, fps=Fraction(25)) as writer:
+        writer.write(make_clip(23, 90, 100))
+    return path
+
+
 def test_info_counts_every_bit(run: Run, coded: Path, tmp_path: Path) -> None:
     report = json.loads(run("info", coded, "--json", "--plot", tmp_path / "a.png").stdout)
     assert sum(report["bits"].values()) == 8 * coded.stat().st_size == 8 * report["bytes"]
     assert (report["clips"], report["key_clips"], report["tokens"]) == (2, 2, [16, 16])
     assert report["complete"] and report["problems"] == [] and report["model_name"] is None
     starts = [packet.first_frame for packet in load_packets(coded).packets]
-    assert [clip["first_frame"] for clip in report["packets"]] == starts and len(starts) == 2
-    assert report["bits"]["structural"] == sum(clip["structural_bits"] for clip in report["packets"]) > 0
+    assert [clip["first_frame"] for clip in report["per_clip"]] == starts and len(starts) == 2
+    assert report["bits"]["structural"] == sum(clip["structural_bits"] for clip in report["per_clip"]) > 0
     assert report["kbps"] == pytest.approx(8e-3 * report["bytes"] / report["seconds"])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     shown = run("info", coded).stdout
@@ -46,7 +58,7 @@ def test_info_tells_of_damage_and_of_what_is_left(run: Run, coded: Path, tmp_pat
     (tmp_path / "bad.odva").write_bytes(data)
     result = run("info", tmp_path / "bad.odva", "--json")
     assert result.exit_code == 2 and "checksum" in result.stderr
-    assert len(json.loads(result.stdout)["packets"]) == 1
+    assert len(json.loads(result.stdout)["per_clip"]) == 1
 
 
 def test_thin_leaves_latents_out(run: Run, coded: Path, tmp_path: Path, refused: Refused) -> None:
@@ -111,3 +123,26 @@ def test_damage_can_be_skipped(run: Run, coded: Path, tmp_path: Path, refused: R
     (tmp_path / "bad.odva").write_bytes(data)
     assert run("decode", tmp_path / "bad.odva", tmp_path / "late.mp4", "--skip-damage").exit_code == 0
     assert read_video(tmp_path / "late.mp4").frames.shape[0] >= second
+
+
+def test_tiles_count_as_the_clip_that_they_are(run: Run, fake: ModuleType, tmp_path: Path, large_video: Path) -> None:
+    """What `encode` and `thin` say of a file of tiles, and what `info` finds in it."""
+    small = fake.make_fake_bundle(
+        tmp_path / "small", edit=lambda content: content["clip"].update(max_video_positions=5 * 16)
+    )
+    result = run("encode", "-m", small, large_video, tmp_path / "a.odva", "--tokens", "16", "--json")
+    assert result.exit_code == 0, result.output
+    said, found = json.loads(result.stdout), json.loads(run("info", tmp_path / "a.odva", "--json").stdout)
+    packets = load_packets(tmp_path / "a.odva").packets
+    tiles = sum(packet.first_frame == 0 for packet in packets)
+    assert tiles > 1 and len(packets) == tiles * said["clips"]
+    for name in ("clips", "key_clips", "tokens", "frames", "width", "height", "bytes"):
+        assert said[name] == found[name], name
+    assert found["kbps"] == pytest.approx(said["kbps"])
+    assert said["tokens"] == [16 * tiles] * said["clips"]
+    assert [clip["tiles"] for clip in found["per_clip"]] == [tiles] * found["clips"]
+    assert sum(found["bits"].values()) == 8 * found["bytes"]
+    assert found["per_clip"][0]["predicted_psnr_db"] is not None
+    assert f"of {tiles} tiles each" in run("info", tmp_path / "a.odva").stdout
+    thinned = run("thin", tmp_path / "a.odva", tmp_path / "b.odva", "--tokens", "0")
+    assert f"in {said['clips']} clips" in thinned.stdout
