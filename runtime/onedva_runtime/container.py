@@ -12,10 +12,11 @@ The limits are the reader's, and are checked before memory is taken.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from onedva_runtime.container_read import Gap, OnError, PacketReader
 from onedva_runtime.entropy import Tables
 from onedva_runtime.entropy_tables import TABLES
 from onedva_runtime.errors import PacketError
-from onedva_runtime.files import AtomicFile, open_regular
+from onedva_runtime.files import AtomicFile, open_output, open_regular
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet
 from onedva_runtime.quantiser import Kind, Levels, Quantiser
@@ -157,31 +158,43 @@ def save_packets(
     `overwrite` is False, cannot be written, or the packets are not valid or do not belong together.
     """
     if not isinstance(target, str | os.PathLike):
-        return _write(target, packets, quantiser=quantiser, fps=fps, colour=colour)
+        return _write(target, packets, None, quantiser=quantiser, fps=fps, colour=colour)
     name = os.fspath(target)
-    try:
-        if live:
-            with open(name, "wb" if overwrite else "xb") as file:
-                return _write(file, packets, quantiser=quantiser, fps=fps, colour=colour)
-        with AtomicFile(name, overwrite=overwrite, error=PacketError) as output:
-            size = _write(cast(BinaryIO, output.file), packets, quantiser=quantiser, fps=fps, colour=colour)
-            output.commit()
-            return size
-    except FileExistsError as error:
-        raise PacketError(f"{name}: exists already (overwrite=True, or -f, replaces it)") from error
-    except OSError as error:
-        raise PacketError(f"{name}: cannot be written ({error.strerror or error})") from error
-    except PacketError as error:
-        raise error if str(error).startswith(name) else type(error)(f"{name}: {error}") from error
+    if live:
+        with open_output(name, overwrite=overwrite, error=PacketError) as file:
+            return _write(file, packets, name, quantiser=quantiser, fps=fps, colour=colour)
+    with AtomicFile(name, overwrite=overwrite, error=PacketError) as output:
+        size = _write(output.file, packets, name, quantiser=quantiser, fps=fps, colour=colour)
+        output.commit()
+        return size
 
 
 def _write(
-    file: BinaryIO, packets: Iterable[Packet], *, quantiser: Quantiser, fps: Fraction | None, colour: str
+    file: BinaryIO,
+    packets: Iterable[Packet],
+    name: str | None,
+    *,
+    quantiser: Quantiser,
+    fps: Fraction | None,
+    colour: str,
 ) -> int:
+    """Write all; errors of writing name the file, those of the packets' source pass as they are."""
     writer = PacketWriter(file, quantiser=quantiser, fps=fps, colour=colour)
     for packet in packets:
-        writer.write(packet)
-    return writer.finish()
+        with _named(name):
+            writer.write(packet)
+    with _named(name):
+        return writer.finish()
+
+
+@contextmanager
+def _named(name: str | None) -> Generator[None]:
+    try:
+        yield
+    except PacketError as error:
+        if name is None or str(error).startswith(name):
+            raise
+        raise type(error)(f"{name}: {error}") from error
 
 
 def load_packets(source: str | os.PathLike[str] | BinaryIO, *, limits: Limits | None = None) -> PacketFile:

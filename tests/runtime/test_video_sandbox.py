@@ -7,6 +7,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,13 @@ def test_what_is_refused_is_refused_the_same_way(tmp_path: Path) -> None:
         with pytest.raises(VideoError, match=message) as caught:
             frames_of(path, limits=limits)
         assert not isinstance(caught.value, SandboxError)
-    for options in ({"memory_bytes": 0}, {"memory_bytes": 1e9}, {"cpu_seconds": -1}, {"cpu_seconds": 1.5}):
+    wrong: list[dict[str, Any]] = [
+        {"memory_bytes": 0},
+        {"memory_bytes": 1e9},
+        {"cpu_seconds": -1},
+        {"cpu_seconds": 1.5},
+    ]
+    for options in wrong:
         with pytest.raises(ValueError, match=r"Sandbox\..* must be a whole number of at least 1"):
             Sandbox(**options)
     for stall in (0, -1.0, float("nan"), float("inf")):
