@@ -4,9 +4,10 @@
     python bench/rate.py --clips CLIPS --thin -o THIN.md             # thin against encoding again at half the latents
 
 The view is that of `onedva eval`: 17 frames from the middle of each video, short side scaled to 256, centre crop of
-256×256; PSNR of a clip is capped at 45 dB, then averaged over clips. Bits are those of packets: a file adds 0.8 kB once
-and again at its end. libx264 codes the same 17 frames, preset medium, yuv420p, at the lowest crf, in quarters, that
-takes no more bits than we do; its bits are those of its packets, and its PSNR is taken in RGB as ours is.
+256×256; PSNR of a clip is capped at 45 dB, then averaged over clips. Bits are those of whole records: a file adds
+0.8 kB once and again at its end. libx264 codes the same 17 frames, preset medium, yuv420p, at the lowest crf, in
+quarters, that takes no more bits than we do; its bits are those of its packets, and its PSNR is taken in RGB as ours
+is.
 """
 
 from __future__ import annotations

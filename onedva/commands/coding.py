@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
 from onedva.commands.console import Terminal, check_output
+from onedva.commands.failures import Incomplete
 from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, owned, uneven
 from onedva.commands.tables import Table, counted
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from onedva_runtime import Packet, VideoCodec
     from onedva_runtime.container import Header
     from onedva_runtime.quantiser import Quantiser
-    from onedva_runtime.video_io import VideoWriter
+    from onedva_runtime.video_io import VideoInfo, VideoWriter
     from onedva_runtime.video_pipe import PipeWriter
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "codec_facts",
     "decode_file",
     "encode_file",
+    "refuse_truncated",
     "spread",
 ]
 
@@ -149,6 +151,14 @@ def encode_file(
             "seconds": seconds,
         }
         terminal.show(document, [_coded_table("encode", document)])
+    refuse_truncated(reader.info, source, frames)
+
+
+def refuse_truncated(info: VideoInfo, source: Path, frames: int) -> None:
+    """Raise Incomplete where a source that has been read to its end, `frames` of it, was damaged or cut off."""
+    if info.truncated:
+        name = "the pipe" if is_pipe(source) else source
+        raise Incomplete(f"{name}: damaged or cut off: done with the {counted(frames, 'frame')} that could be read")
 
 
 def decode_file(

@@ -1,5 +1,5 @@
-"""How a verb fails: what a user can get wrong ends in one line on stderr and exit 2, never a traceback.
-ONEDVA_DEBUG=1 shows it."""
+"""How a verb fails: what a user can get wrong ends in one line on stderr and exit 2, an input of which parts were lost
+in one line and exit 3, Ctrl-C in one line and exit 130; never in a traceback. ONEDVA_DEBUG=1 shows it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from typer.core import TyperGroup
 
 from onedva_runtime.errors import OneDVAError
 
-__all__ = ["Verbs", "error_line", "needs_extra"]
+__all__ = ["Incomplete", "Verbs", "error_line", "needs_extra"]
+
+
+class Incomplete(Exception):
+    """The output is there, but not all of the input is in it: it was damaged or cut off."""
 
 
 class Verbs(TyperGroup):
@@ -29,6 +33,12 @@ class Verbs(TyperGroup):
                 raise
             print(f"onedva: {error_line(error)}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except Incomplete as loss:
+            print(f"onedva: {loss}", file=sys.stderr)
+            raise typer.Exit(3) from None
+        except KeyboardInterrupt:
+            print("onedva: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 def error_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
-from onedva.commands.coding import CodecChoice, as_stored, check_tokens, codec_facts, spread
+from onedva.commands.coding import CodecChoice, as_stored, check_tokens, codec_facts, refuse_truncated, spread
 from onedva.commands.console import Terminal, check_output, write_whole
 from onedva.commands.fidelity import PSNR_CAP, Fidelity
 from onedva.commands.plots import Shown, require_plot, side_by_side_png, steps_text
@@ -194,6 +194,7 @@ def reconstruct_file(
         title = f"{source.name}, {codec.name}, {spread(lengths)} latents per clip, {steps_text(steps)}"
         write_whole(picture, side_by_side_png(album.shown(fps=float(info.fps)), title=title), overwrite=force)
     terminal.show(document, [fidelity_table(document)])
+    refuse_truncated(reader.info, source, count)
 
 
 def fidelity_table(document: dict[str, Any]) -> Table:
