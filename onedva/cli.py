@@ -147,7 +147,9 @@ def decode(
     ] = "y4m",
     skip_damage: Annotated[
         bool,
-        typer.Option("--skip-damage", help="Conceal damaged clips, and tell of them, instead of failing."),
+        typer.Option(
+            "--skip-damage", help="Conceal damaged clips, and tell of them (exit code 3), instead of failing."
+        ),
     ] = False,
     backend: Backend = "auto",
     dtype: Dtype = "auto",

@@ -158,7 +158,9 @@ def reconstruct_file(
         packets = pipeline.stage(
             "encode", stored(encoded_clips(codec, sources.passed(batches), info=info, choice=stream))
         )
-        for out, report in pipeline.stage("decode", decoded_clips(codec, packets, steps=steps, seed=seed)):
+        size = info.height, info.width
+        decoded = decoded_clips(codec, packets, steps=steps, seed=seed, frame_size=size)
+        for out, report in pipeline.stage("decode", decoded):
             frames = sources.take(len(out))
             fidelity.add(frames, out)
             lengths.append(report.tokens)

@@ -1,13 +1,14 @@
-"""What the index of an `.odva` file is good for: where to start reading."""
+"""What the index of an `.odva` file is good for: where to start reading, and what there was before it was damaged."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
-from onedva_runtime.container_layout import Entry, Header
+from onedva_runtime.container_layout import MAX_FRAMES, RECORD, Entry, Header
 
-__all__ = ["key_before"]
+__all__ = ["clips_of", "key_before"]
 
 
 def key_before(
@@ -28,3 +29,16 @@ def key_before(
     while place > 1 and keys[place - 2].first_frame == keys[place - 1].first_frame:
         place -= 1
     return keys[place - 1]
+
+
+def clips_of(entries: Sequence[Entry]) -> list[Entry] | None:
+    """The entries of a video's clips, the first tile of each; None unless they follow each other without a hole, and
+    claim no more than their records may hold: then the index is not to be believed."""
+    clips: list[Entry] = []
+    for entry in entries:
+        if not clips or entry.first_frame != clips[-1].first_frame:
+            clips.append(entry)
+    follow = all(b.first_frame == a.first_frame + a.frames for a, b in pairwise(clips))
+    apart = all(b.offset - a.offset > RECORD.size for a, b in pairwise(entries))
+    hold = all(1 <= clip.frames <= MAX_FRAMES for clip in clips)
+    return clips if clips and follow and apart and hold else None

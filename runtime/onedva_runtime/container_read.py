@@ -9,18 +9,17 @@ with them.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeVar
 
 from onedva_runtime import container_layout as layout
-from onedva_runtime.container_index import key_before
+from onedva_runtime.container_index import clips_of, key_before
 from onedva_runtime.container_layout import Entry, Header
 from onedva_runtime.container_packet import Coded, split
-from onedva_runtime.container_records import Records
+from onedva_runtime.container_records import Gap, Records
 from onedva_runtime.entropy import Tables
 from onedva_runtime.errors import Corrupt, MissingLevels, NotOdva, OverLimit, PacketError, Truncated
 from onedva_runtime.limits import Limits
@@ -32,18 +31,6 @@ __all__ = ["Gap", "OnError", "PacketReader"]
 OnError = Literal["raise", "skip"]
 _T = TypeVar("_T")
 _SEARCHED = 1 << 20  # bytes of a file with a damaged start, in which a setup record may come
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """What could not be read, where on_error is "skip"."""
-
-    offset: int
-    """Where in the file, bytes from its start."""
-    problem: str
-    """What was wrong."""
-    first_frame: int | None
-    """The first frame of the video that is missing for it; None where no clip is missing, only latents of one."""
 
 
 class PacketReader:
@@ -72,6 +59,7 @@ class PacketReader:
         self.gaps, self.complete = [], False
         self._next_frame, self._frames, self._packets = 0, 0, 0
         self._waits_for_key, self._from_start = False, True
+        self._told: list[Entry] | None = None
         self._searched = False  # for levels that a packet lacked
         self._cut_off: int | None = None  # where the record begins that was not all there, last among the gaps
         try:
@@ -125,6 +113,14 @@ class PacketReader:
             raise PacketError(f"{self._name}: a pipe cannot be searched")
         with self._records.elsewhere():
             return self._named(self._index)
+
+    def clips(self) -> list[Entry] | None:
+        """What the index tells of every clip, those that are damaged among them; of one in tiles, of its first. None
+        where there is no index to believe, or not yet: of a pipe it comes at the end."""
+        if self._told is None and self._records.source.seekable:
+            with self._records.elsewhere(), suppress(PacketError):
+                self._told = clips_of(self._records.footer()[1])
+        return self._told
 
     def close(self) -> None:
         """Close the file, unless it was given as an object; safe to call twice."""
@@ -240,8 +236,12 @@ class PacketReader:
             return self._take_packet(split(body, partial=self._skip))
         if mark == layout.SETUP:
             self._set_up(body)
-        elif mark == layout.INDEX:  # for those who search; here, its checksum only
-            deque(layout.sections(body), maxlen=0)
+        elif mark == layout.INDEX:  # for those who search; here its checksum, and in a damaged pipe what it tells
+            parts = list(layout.sections(body))
+            if self.gaps and len(parts) == 1:
+                with suppress(PacketError):
+                    entries = layout.unpack_index(body, size=self._records.offset, most=self._limits.max_frames)
+                    self._told = clips_of(entries)
         else:
             _, _, count = layout.unpack_end(body)
             if self._from_start and not self.gaps and self._packets != count:

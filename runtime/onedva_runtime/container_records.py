@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from onedva_runtime import container_layout as layout
@@ -15,11 +16,23 @@ from onedva_runtime.container_source import Source
 from onedva_runtime.errors import Corrupt, OverLimit, Truncated
 from onedva_runtime.limits import Limits
 
-__all__ = ["Records"]
+__all__ = ["Gap", "Records"]
 
 _ANY_MARK = re.compile(b"|".join(map(re.escape, layout.MARKS)))
 _SETUP_MARK = re.compile(re.escape(layout.SETUP))
 _LENGTH = len(layout.SETUP)  # of every mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """What could not be read, where on_error is "skip"."""
+
+    offset: int
+    """Where in the file, bytes from its start."""
+    problem: str
+    """What was wrong."""
+    first_frame: int | None
+    """The first frame of the video that is missing for it; None where no clip is missing, only latents of one."""
 
 
 class Records:

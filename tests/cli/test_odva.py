@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
@@ -106,23 +107,77 @@ def test_an_older_shipped_model_is_found_by_what_the_file_says(monkeypatch: pyte
     assert asked == ["tiny-v1", "tiny", "tiny", "small", "tiny-v2"]
 
 
-def test_damage_can_be_skipped(run: Run, coded: Path, tmp_path: Path, refused: Refused) -> None:
-    data = bytearray(coded.read_bytes())
-    first, second = (packet.frames for packet in load_packets(coded).packets)
-    data[data.rindex(b"PKT2") + 40] ^= 1  # the second clip
-    (tmp_path / "bad.odva").write_bytes(data)
-    refused(run("decode", tmp_path / "bad.odva", tmp_path / "bad.mp4"), "checksum")
-    result = run("decode", tmp_path / "bad.odva", tmp_path / "bad.mp4", "--skip-damage", "--json")
-    assert result.exit_code == 0 and f"clips from frame {first} on" in result.stderr
-    report = json.loads(result.stdout)
-    assert (report["clips"], report["frames"], len(report["damage"])) == (1, first, 1)
-    assert read_video(tmp_path / "bad.mp4").frames.shape[0] == first
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 frames of 48×32 at uneven times, in milliseconds."""
+    path = tmp_path_factory.mktemp("long") / "a.mkv"
+    with VideoWriter(path, width=48, height=32, fps=Fraction(25), time_base=Fraction(1, 1000)) as writer:
+        writer.write(make_clip(120, 32, 48, seed=1)[:60], LONG_TIMES)
+    return path
 
-    data = bytearray(coded.read_bytes())
-    data[data.index(b"PKT2") + 40] ^= 1  # the first: what comes after stands in its place in time
-    (tmp_path / "bad.odva").write_bytes(data)
-    assert run("decode", tmp_path / "bad.odva", tmp_path / "late.mp4", "--skip-damage").exit_code == 0
-    assert read_video(tmp_path / "late.mp4").frames.shape[0] >= second
+
+LONG_TIMES = np.cumsum([0, *[20, 60, 35] * 20])[:60]
+
+
+def hurt_packets(data: bytes, lost: list[int]) -> bytes:
+    """A file with a byte changed in some of its packets."""
+    bad = bytearray(data)
+    places = [place for place in range(len(data)) if data[place : place + 4] == b"PKT2"]
+    for number in lost:
+        bad[places[number] + 40] ^= 1
+    return bytes(bad)
+
+
+@pytest.mark.parametrize("steps", ["0", "1"])
+@pytest.mark.parametrize("lost", [[0], [1, 2], [-1], [0, -1]])
+def test_damage_is_concealed_and_keeps_count_and_times(
+    run: Run, long_video: Path, tmp_path: Path, refused: Refused, lost: list[int], steps: str
+) -> None:
+    """Whichever clips are lost, the first and the last too: as many frames as before, each at its time or near."""
+    good, bad, out = tmp_path / "a.odva", tmp_path / "bad.odva", tmp_path / "bad.mkv"
+    assert run("encode", long_video, good, "--tokens", "0", "--keyframe-interval", "1").exit_code == 0
+    starts = [packet.first_frame for packet in load_packets(good).packets]
+    hurt = np.zeros(60, bool)
+    for number in lost:
+        hurt[starts[number] : [*starts[1:], 60][number]] = True
+    bad.write_bytes(hurt_packets(good.read_bytes(), lost))
+    refused(run("decode", bad, out), "checksum")
+    result = run("decode", bad, out, "--steps", steps, "--skip-damage", "-q", "--json")
+    places = "1 place" if len(lost) == 1 else "2 places"
+    told = f"onedva: {bad}: damaged in {places}: {hurt.sum()} of 60 frames are concealed\n"
+    assert (result.exit_code, result.stderr) == (3, told)  # even though quiet
+    report = json.loads(result.stdout)
+    assert (report["frames"], report["concealed"], report["clips"]) == (60, hurt.sum(), len(starts) - len(lost))
+    video = read_video(out)
+    times = np.array([float(1000 * tick * video.time_base) for tick in video.timestamps.tolist()])
+    np.testing.assert_array_equal(times[~hurt], LONG_TIMES[~hurt])
+    assert np.abs(times - LONG_TIMES).max() <= (90 if -1 in lost else 45)  # of a last clip only the start is known
+    if 0 in lost:
+        assert np.abs(video.frames[: starts[1]].astype(int) - 128).max() <= 3  # grey: nothing was shown before
+
+
+def test_losses_that_nothing_tells_of_are_admitted(run: Run, long_video: Path, tmp_path: Path) -> None:
+    good, bad, out = tmp_path / "a.odva", tmp_path / "bad.odva", tmp_path / "bad.mkv"
+    assert run("encode", long_video, good, "--tokens", "0", "--keyframe-interval", "1").exit_code == 0
+    data, starts = good.read_bytes(), [packet.first_frame for packet in load_packets(good).packets]
+    hurt = bytearray(hurt_packets(data, [0, -1]))
+
+    def decode(content: bytes) -> str:
+        bad.write_bytes(content)
+        result = run("decode", bad, out, "-f", "--skip-damage", "-q")
+        assert result.exit_code == 3, result.output
+        return result.stderr.removeprefix(f"onedva: {bad}: ")
+
+    hurt[hurt.index(b"IDX2") + 20] ^= 1
+    unknown = f"{starts[1]} of {starts[-1]} frames are concealed; how many are missing after them is not known\n"
+    assert decode(bytes(hurt)) == f"damaged in 3 places: {unknown}"
+    assert read_video(out).frames.shape[0] == starts[-1]
+    cut = data[: data.rindex(b"PKT2") + 50]
+    assert decode(cut) == "damaged in 1 place: no frame between is missing; it has no end, so it may have had more\n"
+    assert read_video(out).frames.shape[0] == starts[-1]
+    bad.write_bytes(hurt_packets(data, list(range(len(starts)))))
+    result = run("decode", bad, out, "-f", "--skip-damage", "-q")
+    assert result.exit_code == 2 and "no frames were written" in result.stderr
 
 
 def test_tiles_count_as_the_clip_that_they_are(run: Run, fake: ModuleType, tmp_path: Path, large_video: Path) -> None:
