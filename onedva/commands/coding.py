@@ -170,7 +170,7 @@ def decode_file(
     steps: int,
     seed: int,
     audio: Path | None,
-    pipe: str,
+    pipe: str | None,
     skip_damage: bool,
     force: bool,
     terminal: Terminal,
@@ -181,6 +181,9 @@ def decode_file(
     from onedva_runtime.container_losses import with_losses
     from onedva_runtime.pipeline import Pipeline
 
+    if pipe is not None and not is_pipe(target):
+        raise ValueError(f"--pipe says what goes to stdout: give - in place of {target}")
+    pipe = pipe or "y4m"
     check_video_target(source, target, audio=audio, force=force)
     terminal.start_logging()
     with (

@@ -30,7 +30,7 @@ from onedva_runtime.entropy_tables import TABLES
 from onedva_runtime.errors import PacketError
 from onedva_runtime.files import AtomicFile, open_output, open_regular
 from onedva_runtime.limits import Limits
-from onedva_runtime.packet import Packet
+from onedva_runtime.packet import Packet, as_packet
 from onedva_runtime.quantiser import Kind, Levels, Quantiser
 
 __all__ = [
@@ -93,7 +93,7 @@ class PacketWriter:
 
     def write(self, packet: Packet) -> None:
         """Append a packet. Raises PacketError for one that is not valid or of another video, OSError."""
-        own = header_of(packet.validate(), self._quantiser, fps=self._fps, colour=self._colour)
+        own = header_of(as_packet(packet).validate(), self._quantiser, fps=self._fps, colour=self._colour)
         header = self._header or own
         own = replace(own, time_base=header.time_base) if packet.timestamps is None else own
         if own != header:

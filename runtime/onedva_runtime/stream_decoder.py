@@ -8,6 +8,7 @@ key clip (`needs_key`: ask the encoder for one) frames are held, or decoded as w
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -61,6 +62,7 @@ class StreamDecoder:
         self._last_tick: int | None = None
         self._tiles: list[Packet] = []  # of a clip that is not complete yet
         self._begun = 0.0  # when the first of them came
+        self._closed = False
         self._broken = True  # whether a continuation clip lacks what it goes on from
 
     @property
@@ -76,6 +78,7 @@ class StreamDecoder:
         Raises PacketError for a packet that is damaged, of another model or frame size, over the limits, or comes twice
         or too late, and for a gap where `conceal` is "raise". The stream then stands as before the call.
         """
+        self._check_open()
         check_packet(packet, self._engine.manifest, self._engine.limits)
         if self._last is not None and packet.whole_size != self._last.shape[:2]:
             height, width = packet.whole_size
@@ -122,6 +125,7 @@ class StreamDecoder:
         and (height, width), where that is before the first packet; they are grey then. Raises PacketError where neither
         is known.
         """
+        self._check_open()
         count = check_integer("frames", frames, 1, (self._engine.limits or Limits()).max_frames)
         if timestamps is not None and timestamps.shape != (count,):
             raise ValueError(f"timestamps must be of shape ({count},), one per lost frame, got {timestamps.shape}")
@@ -134,6 +138,7 @@ class StreamDecoder:
 
     def flush(self) -> list[Uint8]:
         """The frames held back: those of a clip whose last tiles did not come, the last frame in the place of these."""
+        self._check_open()
         if not self._tiles:
             return []
         clip, self._tiles = self._tiles, []
@@ -223,10 +228,22 @@ class StreamDecoder:
         if self._timing is not None:
             self._timing(stage, seconds)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this stream was left by its with block: push and flush inside it, or open another")
+
     def __enter__(self) -> StreamDecoder:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing to release: the codec owns the sessions."""
+        """Warn where tiles were pushed and never shown: nothing is dropped silently. The codec owns the sessions."""
+        self._closed = True
+        if kind is None and self._tiles:
+            held, first = self._tiles[0].frames, self._tiles[0].first_frame
+            warnings.warn(
+                f"{held} frames from {first} on, whose last tiles did not come, were not shown: flush() at the end",
+                RuntimeWarning,
+                stacklevel=2,
+            )

@@ -177,3 +177,20 @@ def test_the_start_of_a_stream_can_be_lost(codec: VideoCodec, packets: list[Pack
     assert reports[0].timestamps is not None and (reports[0].timestamps == TICKS[:33]).all()
     with pytest.raises(ValueError, match="one per lost frame"):
         decoder.lost(3, timestamps=TICKS[:2])
+
+
+def test_a_stream_that_was_left_takes_nothing_more(codec: VideoCodec) -> None:
+    frames = VIDEO[:5]
+    with codec.open_encoder() as encoder:
+        packets = [*encoder.push(frames), *encoder.flush()]
+    with codec.open_decoder() as decoder:
+        decoder.push(packets[0])
+    for call in (
+        lambda: encoder.push(frames),
+        encoder.flush,
+        lambda: decoder.push(packets[0]),
+        decoder.flush,
+        lambda: decoder.lost(1),
+    ):
+        with pytest.raises(ValueError, match="left by its with block: push and flush inside it, or open another"):
+            call()
