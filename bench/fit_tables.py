@@ -15,13 +15,13 @@ import numpy as np
 
 from onedva.data import centre_clip, load_clips
 from onedva_runtime import VideoCodec
+from onedva_runtime.container_packet import SEGMENT
 from onedva_runtime.entropy import CLASSES, ESCAPE, MOST, SYMBOLS, TOTAL, Tables, classes_of
 from onedva_runtime.latent_coding import Neighbourhood, encode_segment, encode_structural
 from onedva_runtime.packet import Packet
 from onedva_runtime.quantiser import Quantiser, to_integers
 
 STEPS = (0.125, 0.25, 0.5, 1.0)
-SEGMENT = 64
 TARGET = Path(__file__).parents[1] / "runtime" / "onedva_runtime" / "entropy_tables.py"
 
 

@@ -4,9 +4,10 @@
     python bench/rate.py --clips CLIPS --thin -o THIN.md             # thin against encoding again at half the latents
 
 The view is that of `onedva eval`: 17 frames from the middle of each video, short side scaled to 256, centre crop of
-256×256; PSNR of a clip is capped at 45 dB, then averaged over clips. Bits are those of packets: a file adds 0.8 kB once
-and again at its end. libx264 codes the same 17 frames, preset medium, yuv420p, at the lowest crf, in quarters, that
-takes no more bits than we do; its bits are those of its packets, and its PSNR is taken in RGB as ours is.
+256×256; PSNR of a clip is capped at 45 dB, then averaged over clips. Bits are those of whole records: a file adds
+0.8 kB once and again at its end. libx264 codes the same 17 frames, preset medium, yuv420p, at the lowest crf, in
+quarters, that takes no more bits than we do; its bits are those of its packets, and its PSNR is taken in RGB as ours
+is.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from numpy.typing import NDArray
 
 from onedva.data import centre_clip, load_clips
 from onedva_runtime import Packet, VideoCodec
+from onedva_runtime.container import header_of
 from onedva_runtime.container_packet import encode_packet
 from onedva_runtime.entropy_tables import TABLES
 from onedva_runtime.metrics import psnr
-from onedva_runtime.thin import Clip, clip_of, header_of, share
+from onedva_runtime.thin import Clip, clip_of, share
 
 Frames = NDArray[np.uint8]
 CAP = 45.0
@@ -46,9 +48,10 @@ def quality(source: Frames, decoded: Frames) -> float:
 
 
 def bits_of(packet: Packet, codec: VideoCodec, step: float) -> tuple[int, int]:
-    """Bits of a packet as it is stored: without its latents, and of its latents."""
-    coded = encode_packet(packet, codec.quantiser(step=step), TABLES)
-    return 8 * len(coded.structural), 8 * sum(len(segment.data) + 11 for segment in coded.segments)
+    """Bits of a packet's record as it is stored: all but its latents, and its latents."""
+    quantiser = codec.quantiser(step=step)
+    clip = clip_of(encode_packet(packet, quantiser, TABLES), header_of(packet, quantiser))
+    return 8 * clip.base, 8 * sum(clip.sizes)
 
 
 def x264(frames: Frames, fps: float, crf: float) -> tuple[int, Frames]:

@@ -12,13 +12,22 @@ if TYPE_CHECKING:
     from onedva.model import OneDVA
     from onedva_runtime import VideoCodec
 
-__all__ = ["OneDVA", "OneDVAConfig", "VideoCodec"]
+    __version__: str
+
+__all__ = ["OneDVA", "OneDVAConfig", "VideoCodec", "__version__"]
 
 _HOMES = {"VideoCodec": "onedva_runtime", "OneDVA": "onedva.model", "OneDVAConfig": "onedva.config"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name's module when it is first used, so that `import onedva` stays light and needs no torch."""
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            return metadata.version("onedva")
+        except metadata.PackageNotFoundError:
+            return "unknown"  # a source tree that is not installed
     if name not in _HOMES:
         raise AttributeError(f"module 'onedva' has no attribute {name!r}")
     import importlib

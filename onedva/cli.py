@@ -143,11 +143,16 @@ def decode(
         Path | None, typer.Option("--audio", help="A file whose sound is copied as it is, such as the source.")
     ] = None,
     pipe: Annotated[
-        str, typer.Option("--pipe", help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB.")
-    ] = "y4m",
+        str | None,
+        typer.Option(
+            "--pipe",
+            help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB.",
+            show_default="y4m",
+        ),
+    ] = None,
     skip_damage: Annotated[
         bool,
-        typer.Option("--skip-damage", help="Conceal damaged clips, and tell of them, instead of failing."),
+        typer.Option("--skip-damage", help="Conceal damaged clips and tell of them (exit code 3), instead of failing."),
     ] = False,
     backend: Backend = "auto",
     dtype: Dtype = "auto",

@@ -28,7 +28,6 @@ RIDGE = 1e-2  # of the mean squared feature; keeps rarely seen combinations near
 ERROR_SCALE = 0.002  # MSE on [-1, 1] at which a crop's weight is half of its most
 CONTEXT_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 MOST_COLUMNS = 150_000  # that directions are fit to: 0.8 GB where a column has 5 groups of 256 coefficients
-CLASS_STD = 4.0  # of the slot that tells the class: steps of it stay apart at any step size that pictures bear
 SMALLEST_STD = 1e-4  # of a latent; keeps directions that training clips never used from dividing by zero
 
 
@@ -142,7 +141,8 @@ def set_directions(transform: PatchTransform, covariances: Tensor, shares: Tenso
         energy = (torch.stack(energies) * weights[:, None, None]).sum(0)  # (Tg, C)
         std = energy.clamp(min=SMALLEST_STD**2).sqrt()
         if transform.classes > 1:
-            std[-1, transform.structural_channels - 1] = CLASS_STD
+            # of the slot that tells the class: rounded at any step that quantisers have, 2 at most, it tells it still
+            std[-1, transform.structural_channels - 1] = transform.classes
         transform.latent_std[size.row : size.row + size.coded] = std
 
 

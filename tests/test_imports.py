@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,9 @@ def test_the_ban_can_fail(code):
     done = run_without_torch(code)
     assert done.returncode != 0 and "torch" in done.stderr
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0, "must work where torch is allowed"
+
+
+def test_the_version_is_there_without_loading_anything():
+    code = "import sys, onedva; print(onedva.__version__, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{version('onedva')} False\n"

@@ -4,18 +4,19 @@ for each backend × frame size × latent length × step count; the others are in
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from onedva.commands.coding import CodecChoice, codec_facts
-from onedva.commands.console import Terminal, check_output, to_json, write_whole
+from onedva.commands.console import Terminal, check_output, output_folder, to_json, write_whole
 from onedva.commands.fit import parse_size
 from onedva.commands.plots import PLOT_HINT, can_plot, length_png
 from onedva.commands.provenance import memory_mb, provenance
 from onedva.commands.suites import SUITES, cold_rows, quality_rows, stream_rows, suite_table
 from onedva.commands.sweep import Timing, parse_lengths, sweep, sweep_tables
-from onedva.commands.tables import Table, to_markdown
+from onedva.commands.tables import Table, counted, to_markdown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,13 +66,27 @@ def bench_codec(
     """The verb `bench`: measure one suite, show its tables, and fill the output folder that was asked for."""
     if suite not in SUITES:
         raise ValueError(f"--suite takes {', '.join(SUITES)}, got {suite!r}")
+    with output_folder(output) if output is not None else nullcontext():
+        _bench(source, suite=suite, plan=plan, choice=choice, output=output, force=force, terminal=terminal)
+
+
+def _bench(
+    source: Path | None,
+    *,
+    suite: str,
+    plan: Plan,
+    choice: CodecChoice,
+    output: Path | None,
+    force: bool,
+    terminal: Terminal,
+) -> None:
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             check_output(output / name, force=force, source=source)
     terminal.start_logging()
     conditions = provenance(threads=choice.threads)  # before the work, so that the load is the machine's and not ours
     codec = choices_of(choice)[0].open()
+    logger.info("suite %s: measuring %s", suite, codec.name)
     measure = {"latency": _latency, "stream": _stream, "cold": _cold, "quality": _quality}[suite]
     rows, tables = measure(source, plan=plan, choice=choice, terminal=terminal)
     document = {
@@ -126,6 +141,9 @@ def _latency(source: Path | None, *, plan: Plan, choice: CodecChoice, terminal: 
             for width, height in plan.sizes:
                 count = codec.clip_frames_for(height=height, width=width)
                 clip, fps = _clip(source, frames=count, width=width, height=height)
+                info = codec.info()
+                what = f"{codec.name} on {info['backend']} {info['dtype']}: one clip of {len(clip)}×{height}×{width}"
+                logger.info("%s, %s", what, counted(len(plan.lengths) * len(plan.steps), "cell"))
                 found = sweep(
                     codec,
                     [clip],
@@ -136,10 +154,8 @@ def _latency(source: Path | None, *, plan: Plan, choice: CodecChoice, terminal: 
                     timing=plan.timing,
                     advance=advance,
                 )
-                info = codec.info()
                 facts = {"backend": info["backend"], "dtype": info["dtype"], "size": f"{width}x{height}"}
                 rows += [{**facts, "frames": len(clip), **row} for row in found]
-                what = f"{codec.name} on {info['backend']} {info['dtype']}: one clip of {len(clip)}×{height}×{width}"
                 tables += sweep_tables(found, title=what)
     return rows, tables
 

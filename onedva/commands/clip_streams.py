@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onedva_runtime import Packet, VideoCodec
+    from onedva_runtime.container_losses import Lost
+    from onedva_runtime.stream_decoder import StreamDecoder
     from onedva_runtime.stream_report import StreamReport
     from onedva_runtime.video_io import VideoInfo
 
@@ -89,29 +91,21 @@ def by_clip(packets: Iterable[Packet]) -> Iterator[list[Packet]]:
 
 
 def decoded_clips(
-    codec: VideoCodec, packets: Iterable[Packet], *, steps: int, seed: int
+    codec: VideoCodec, packets: Iterable[Packet | Lost], *, steps: int, seed: int, frame_size: tuple[int, int]
 ) -> Iterator[tuple[Frames, StreamReport]]:
     """Decode packets as they come, to the frames (T, H, W, 3) of each clip and what there is to say of it.
 
-    What was lost is concealed, with a warning. steps: 0 for previews, which need no frame before them.
+    What was lost is concealed, with a warning. steps: 0 for previews, which need no frame before them. frame_size:
+    (height, width), for what is lost before the first packet.
     """
-    from onedva_runtime.stream_report import StreamReport
-    from onedva_runtime.whole_frames import gathered, joined
+    from onedva_runtime.container_losses import Lost
 
-    if steps == 0:
-        for clip in gathered(packets):
-            first = clip[0]
-            report = StreamReport(
-                first_frame=first.first_frame,
-                frames=first.frames,
-                timestamps=first.timestamps,
-                is_key=first.is_key,
-                tokens=sum(packet.tokens for packet in clip),
-            )
-            yield joined(clip, codec.decode_clips(clip, num_steps=0, seed=seed, batch_size=1)), report
-        return
     reports: list[StreamReport] = []
-    decoder = codec.open_decoder(num_steps=steps, seed=seed, on_report=reports.append)
+    decoder: StreamDecoder | PreviewStream
+    if steps == 0:
+        decoder = PreviewStream(codec, seed=seed, on_report=reports.append)
+    else:
+        decoder = codec.open_decoder(num_steps=steps, seed=seed, on_report=reports.append)
 
     def told(outputs: list[Frames]) -> Iterator[tuple[Frames, StreamReport]]:
         for frames, report in zip(outputs, reports, strict=True):
@@ -121,6 +115,74 @@ def decoded_clips(
             yield frames, report
         reports.clear()
 
-    for packet in packets:
-        yield from told(decoder.push(packet))
+    for item in packets:
+        if isinstance(item, Lost):
+            place = {"first_frame": item.first_frame, "frame_size": frame_size}
+            yield from told(decoder.lost(item.frames, timestamps=item.timestamps, **place))
+        else:
+            yield from told(decoder.push(item))
     yield from told(decoder.flush())
+
+
+class PreviewStream:
+    """Previews of packets, with the methods of a `StreamDecoder` that `decoded_clips` calls: no clip needs another, and
+    what is lost shows the last frame, or grey."""
+
+    def __init__(self, codec: VideoCodec, *, seed: int, on_report: Callable[[StreamReport], None]) -> None:
+        self._codec, self._seed, self._on_report = codec, seed, on_report
+        self._tiles: list[Packet] = []
+        self._last: Frames | None = None
+
+    def push(self, packet: Packet) -> list[Frames]:
+        """The clips that are complete with it."""
+        from onedva_runtime.tiles import same_clip
+        from onedva_runtime.whole_frames import ends_clip
+
+        outputs = [] if not self._tiles or same_clip(self._tiles[-1], packet) else self.flush()
+        self._tiles.append(packet)
+        return outputs + (self.flush() if ends_clip(packet) else [])
+
+    def flush(self) -> list[Frames]:
+        """The clip that waits for tiles, if any, as it is."""
+        from onedva_runtime.stream_report import StreamReport
+        from onedva_runtime.tiles import check_tiles
+        from onedva_runtime.whole_frames import joined
+
+        if not self._tiles:
+            return []
+        clip, self._tiles = self._tiles, []
+        first = clip[0]
+        decoded = self._codec.decode_clips(clip, num_steps=0, seed=self._seed, batch_size=1)
+        report = StreamReport(
+            first_frame=first.first_frame,
+            frames=first.frames,
+            timestamps=first.timestamps,
+            is_key=first.is_key,
+            tokens=sum(packet.tokens for packet in clip),
+            concealed="" if check_tiles(clip) else "tiles lost",
+        )
+        return [self._shown(joined(clip, decoded, self._last), report)]
+
+    def lost(
+        self,
+        frames: int,
+        *,
+        timestamps: npt.NDArray[np.int64] | None,
+        first_frame: int,
+        frame_size: tuple[int, int],
+    ) -> list[Frames]:
+        """What conceals lost frames."""
+        import numpy as np
+
+        from onedva_runtime.stream_decoder import GREY
+        from onedva_runtime.stream_report import StreamReport
+
+        outputs = self.flush()
+        last = np.full((*frame_size, 3), GREY, np.uint8) if self._last is None else self._last
+        report = StreamReport(first_frame=first_frame, frames=frames, timestamps=timestamps, concealed="lost")
+        return [*outputs, self._shown(np.broadcast_to(last, (frames, *last.shape)), report)]
+
+    def _shown(self, frames: Frames, report: StreamReport) -> Frames:
+        self._last = frames[-1].copy()
+        self._on_report(report)
+        return frames

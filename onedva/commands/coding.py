@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
 from onedva.commands.console import Terminal, check_output
+from onedva.commands.failures import Incomplete
 from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, owned, uneven
-from onedva.commands.tables import Table
+from onedva.commands.tables import Table, counted
 
 if TYPE_CHECKING:
     from onedva_runtime import Packet, VideoCodec
-    from onedva_runtime.container import Header
+    from onedva_runtime.container import Header, PacketReader
     from onedva_runtime.quantiser import Quantiser
-    from onedva_runtime.video_io import VideoWriter
+    from onedva_runtime.stream_report import StreamReport
+    from onedva_runtime.video_io import VideoInfo, VideoWriter
     from onedva_runtime.video_pipe import PipeWriter
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "codec_facts",
     "decode_file",
     "encode_file",
+    "refuse_truncated",
     "spread",
 ]
 
@@ -78,10 +81,11 @@ def check_tokens(text: str) -> None:
 
 def as_stored(packet: Packet, quantiser: Quantiser) -> tuple[Packet, int]:
     """The packet as a decoder finds it in an .odva file, quantised, and how many bytes it takes there."""
-    from onedva_runtime.container_packet import encode_packet, join
+    from onedva_runtime.container_packet import join, store_packet
     from onedva_runtime.entropy_tables import TABLES
 
-    return quantiser.apply(packet), len(join(encode_packet(packet, quantiser, TABLES)))
+    coded, stored = store_packet(packet, quantiser, TABLES)
+    return stored, len(join(coded))
 
 
 def encode_file(
@@ -148,6 +152,14 @@ def encode_file(
             "seconds": seconds,
         }
         terminal.show(document, [_coded_table("encode", document)])
+    refuse_truncated(reader.info, source, frames)
+
+
+def refuse_truncated(info: VideoInfo, source: Path, frames: int) -> None:
+    """Raise Incomplete where a source that has been read to its end, `frames` of it, was damaged or cut off."""
+    if info.truncated:
+        name = "the pipe" if is_pipe(source) else source
+        raise Incomplete(f"{name}: damaged or cut off: done with the {counted(frames, 'frame')} that could be read")
 
 
 def decode_file(
@@ -158,7 +170,7 @@ def decode_file(
     steps: int,
     seed: int,
     audio: Path | None,
-    pipe: str,
+    pipe: str | None,
     skip_damage: bool,
     force: bool,
     terminal: Terminal,
@@ -166,8 +178,12 @@ def decode_file(
     """The verb `decode`: read `source`, write a video of its size, frame count, rate and time stamps. Either may be
     `-`. skip_damage: damaged clips are concealed, and told of, in place of an error."""
     from onedva_runtime.container import open_packets
+    from onedva_runtime.container_losses import with_losses
     from onedva_runtime.pipeline import Pipeline
 
+    if pipe is not None and not is_pipe(target):
+        raise ValueError(f"--pipe says what goes to stdout: give - in place of {target}")
+    pipe = pipe or "y4m"
     check_video_target(source, target, audio=audio, force=force)
     terminal.start_logging()
     with (
@@ -178,9 +194,10 @@ def decode_file(
         header = reader.header
         codec = choice.open(made_by=header.model)
         start = time.perf_counter()
-        written: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
-        packets = pipeline.stage("read", reader, may_stall=is_pipe(source))
-        clips = pipeline.stage("decode", decoded_clips(codec, packets, steps=steps, seed=seed))
+        reports: list[StreamReport] = []
+        packets = pipeline.stage("read", with_losses(reader), may_stall=is_pipe(source))
+        size = header.height, header.width
+        clips = pipeline.stage("decode", decoded_clips(codec, packets, steps=steps, seed=seed, frame_size=size))
         with (
             open_target(stdout or target, header=header, audio=audio, pipe=pipe, force=force) as writer,
             terminal.progress("decode", total=None) as advance,
@@ -189,28 +206,45 @@ def decode_file(
                 if stdout is not None and pipe != "nut" and uneven(report.timestamps, header):
                     logger.warning("frames are unevenly spaced in time, which %s cannot say: --pipe nut can", pipe)
                 writer.write(frames, report.timestamps)
-                written.append((report.frames, report.tokens, report.is_key))
+                reports.append(report)
                 advance(report.frames)
         for gap in reader.gaps:
             where = "latents only" if gap.first_frame is None else f"clips from frame {gap.first_frame} on"
             logger.warning("%s: byte %d: %s (%s)", source, gap.offset, gap.problem, where)
+        decoded = [report for report in reports if not report.concealed]
         document = {
             "source": str(source),
             "target": str(target),
             **codec_facts(codec),
             "width": header.width,
             "height": header.height,
-            "frames": sum(count for count, _, _ in written),
+            "frames": sum(report.frames for report in reports),
             "fps": float(header.fps),
-            "clips": len(written),
-            "key_clips": sum(is_key for _, _, is_key in written),
-            "tokens": [count for _, count, _ in written],
+            "clips": len(decoded),
+            "key_clips": sum(report.is_key for report in decoded),
+            "tokens": [report.tokens for report in decoded],
             "steps": steps,
             "seed": seed,
+            "concealed": sum(report.frames for report in reports if report.concealed),
             "damage": [f"byte {gap.offset}: {gap.problem}" for gap in reader.gaps],
             "seconds": time.perf_counter() - start,
         }
         terminal.show(document, [_coded_table("decode", document)])
+        if reader.gaps:
+            raise Incomplete(_damage(reader, source, document))
+
+
+def _damage(reader: PacketReader, source: Path, document: dict[str, Any]) -> str:
+    """In words: what of a damaged file could not be decoded."""
+    frames, concealed = document["frames"], document["concealed"]
+    name = "the pipe" if is_pipe(source) else source
+    what = f"{concealed:,} of {counted(frames, 'frame')} are concealed" if concealed else "no frame between is missing"
+    end = max((gap.first_frame for gap in reader.gaps if gap.first_frame is not None), default=-1)
+    if reader.clips() is None and not reader.complete:
+        what += "; it has no end, so it may have had more"
+    elif reader.clips() is None and end >= frames:
+        what += "; how many are missing after them is not known"
+    return f"{name}: damaged in {counted(len(reader.gaps), 'place')}: {what}"
 
 
 def check_video_target(source: Path, target: Path, *, audio: Path | None, force: bool) -> None:
@@ -249,7 +283,7 @@ def _coded_table(verb: str, document: dict[str, Any]) -> Table:
         [verb, f"{document['source']} → {document['target']}"],
         ["model", f"{document['model']} on {document['backend']} ({document['backend_reason']})"],
         ["video", f"{document['width']}×{document['height']}, {document['frames']} frames, {document['fps']:.3f} fps"],
-        ["latents per clip", f"{spread(document['tokens'])} ({document['clips']} clips)"],
+        ["latents per clip", f"{spread(document['tokens'] or [0])} ({counted(document['clips'], 'clip')})"],
     ]
     if "bytes" in document:
         rate = f"{document['kbps']:.1f} kbit/s, {document['bits_per_pixel']:.4f} bits per pixel"

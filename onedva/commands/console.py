@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from onedva.commands.tables import Table, to_rich
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["PIPED_WIDTH", "Terminal", "check_output", "to_json", "write_whole"]
+__all__ = ["PIPED_WIDTH", "Terminal", "check_output", "output_folder", "to_json", "write_whole"]
 
 PIPED_WIDTH = 200  # columns when stdout is no terminal: rich's default of 80 would fold cells that a script reads
 logger = logging.getLogger("onedva")
@@ -117,6 +117,23 @@ def check_output(path: Path, *, force: bool, source: Path | None = None, suffixe
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists; -f overwrites it")
     return path
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[None]:
+    """A block that fills a folder, which is made for it; where it fails and left it empty, it is gone again.
+
+    Raises FileExistsError, NotADirectoryError and what making a folder raises.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise
 
 
 def to_json(document: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onedva.commands.coding import CodecChoice, codec_facts, spread
-from onedva.commands.console import Terminal, check_output, to_json, write_whole
+from onedva.commands.console import Terminal, check_output, output_folder, to_json, write_whole
 from onedva.commands.fidelity import Fidelity
 from onedva.commands.fit import fit_frames, size_within
 from onedva.commands.plots import length_png, require_plot, side_by_side_png
@@ -44,7 +44,13 @@ def run_demo(
     require_plot()
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; name a folder for the demo")
-    output.mkdir(parents=True, exist_ok=True)
+    with output_folder(output):
+        _fill(source, output, choice=choice, seed=seed, force=force, terminal=terminal)
+
+
+def _fill(
+    source: Path | None, output: Path, *, choice: CodecChoice, seed: int, force: bool, terminal: Terminal
+) -> None:
     for name in FILES:
         check_output(output / name, force=force, source=source)
     terminal.start_logging()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +14,10 @@ import typer
 
 from onedva.commands.console import Terminal, check_output, write_whole
 from onedva.commands.options import Force, Json, Quiet
-from onedva.commands.tables import Table
+from onedva.commands.tables import Table, counted
 
 if TYPE_CHECKING:
+    from onedva_runtime.container import Header
     from onedva_runtime.container_packet import Coded
 
 __all__ = ["describe", "show_odva", "thin"]
@@ -34,9 +36,9 @@ def describe(path: Path) -> dict[str, Any]:
     from onedva_runtime.hub import shipped_maker
 
     with open_packets(path, on_error="skip") as reader:
-        clips = [_clip(coded, float(reader.header.fps)) for coded in reader.coded()]
+        clips = [_clip(packets, reader.header) for packets in _by_clip(reader.coded())]
         header, gaps, complete = reader.header, reader.gaps, reader.complete
-    frames = sum(clip["frames"] for clip in clips if clip["corner"] == [0, 0])
+    frames = sum(clip["frames"] for clip in clips)
     seconds, size = frames / float(header.fps), path.stat().st_size
     structural, latents = (sum(clip[name] for clip in clips) for name in ("structural_bits", "latent_bits"))
     facts = {
@@ -56,26 +58,48 @@ def describe(path: Path) -> dict[str, Any]:
         "bits": {"structural": structural, "latents": latents, "overhead": 8 * size - structural - latents},
         "complete": complete,
         "problems": [f"byte {gap.offset}: {gap.problem}" for gap in gaps],
-        "packets": clips,
+        "per_clip": clips,
     }
 
 
-def _clip(coded: Coded, fps: float) -> dict[str, Any]:
-    """One packet, without decoding it."""
-    facts = coded.facts
-    error = coded.segments[-1].error if coded.segments else None
-    predicted = None if facts.first_error is None or error is None else 10 * (math.log(4) - error) / math.log(10)
+def _by_clip(packets: Iterable[Coded]) -> Iterator[list[Coded]]:
+    """Packets by clip: one each, or the tiles of one."""
+    clip: list[Coded] = []
+    for coded in packets:
+        if clip and (coded.facts.begins_clip or coded.facts.first_frame != clip[0].facts.first_frame):
+            yield clip
+            clip = []
+        clip.append(coded)
+    if clip:
+        yield clip
+
+
+def _clip(packets: Sequence[Coded], header: Header) -> dict[str, Any]:
+    """One clip, all tiles of it together, without decoding it."""
+    facts = packets[0].facts
     return {
         "first_frame": facts.first_frame,
-        "seconds": facts.first_frame / fps,
+        "seconds": facts.first_frame / float(header.fps),
         "frames": facts.frames,
         "is_key": facts.is_key,
-        "corner": list(facts.tile[:2]) if facts.tile else [0, 0],
-        "tokens": coded.tokens,
-        "structural_bits": 8 * len(coded.structural),
-        "latent_bits": 8 * sum(len(segment.data) for segment in coded.segments),
-        "predicted_psnr_db": predicted,
+        "tiles": len(packets),
+        "tokens": sum(coded.tokens for coded in packets),
+        "structural_bits": sum(8 * len(coded.structural) for coded in packets),
+        "latent_bits": sum(8 * len(segment.data) for coded in packets for segment in coded.segments),
+        "predicted_psnr_db": _predicted_psnr(packets, header),
     }
+
+
+def _predicted_psnr(packets: Sequence[Coded], header: Header) -> float | None:
+    """Of a clip's pixels, in dB; None where a packet has no prediction."""
+    total = pixels = 0.0
+    for coded in packets:
+        if coded.facts.first_error is None or not coded.segments:
+            return None
+        height, width = coded.facts.tile[2:] if coded.facts.tile else (header.height, header.width)
+        total += height * width * math.exp(coded.segments[-1].error)
+        pixels += height * width
+    return 10 * math.log10(4 * pixels / total)
 
 
 def describe_tables(path: Path, document: dict[str, Any]) -> list[Table]:
@@ -84,12 +108,14 @@ def describe_tables(path: Path, document: dict[str, Any]) -> list[Table]:
     tokens = document["tokens"] or [0]
     shares = ", ".join(f"{name} {count / total:.1%}" for name, count in bits.items())
     rate = f", {document['kbps']:.1f} kbit/s, {document['bits_per_pixel']:.4f} per pixel" if document["frames"] else ""
+    most = max((clip["tiles"] for clip in document["per_clip"]), default=1)
+    tiles = f", of {most} tiles each" if most > 1 else ""
     model = document["model_name"] or "not a shipped one"
     rows = [
         ["video", f"{document['width']}×{document['height']}, {document['frames']} frames, {document['fps']} fps"],
         ["duration", f"{document['seconds']:.2f} s"],
         ["model", f"{model}, {document['model'][:12]}…"],
-        ["clips", f"{document['clips']}, {document['key_clips']} of them key clips"],
+        ["clips", f"{document['clips']}, {document['key_clips']} of them key clips{tiles}"],
         ["latents per clip", f"{min(tokens)}–{max(tokens)}, mean {sum(tokens) / len(tokens):.1f}"],
         ["quantiser", f"{document['step']:g}"],
         ["size", f"{document['bytes']:,} bytes{rate}"],
@@ -109,7 +135,7 @@ def describe_tables(path: Path, document: dict[str, Any]) -> list[Table]:
             f"{clip['latent_bits'] / 1000:.1f}",
             "–" if clip["predicted_psnr_db"] is None else f"{clip['predicted_psnr_db']:.1f}",
         ]
-        for clip in document["packets"][:SHOWN]
+        for clip in document["per_clip"][:SHOWN]
     ]
     left = document["clips"] - len(clips)
     names = ["frame", "s", "frames", "kind", "latents", "structural kbit", "latents kbit", "predicted dB"]
@@ -125,7 +151,7 @@ def bits_png(document: dict[str, Any], *, title: str) -> bytes:
 
     from onedva.commands.plots import COLOURS, figure_png
 
-    clips, fps = document["packets"], document["frames"] / max(document["seconds"], 1e-9)
+    clips, fps = document["per_clip"], document["frames"] / max(document["seconds"], 1e-9)
     figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
     rates, lengths = figure.subplots(2, 1, sharex=True)
@@ -157,11 +183,11 @@ def show_odva(path: Path, *, plot: Path | None, force: bool, terminal: Terminal)
         require_plot()
         check_output(plot, force=force, source=path, suffixes=(".png",))
     document = describe(path)
-    if plot is not None and document["packets"]:
+    if plot is not None and document["per_clip"]:
         write_whole(plot, bits_png(document, title=path.name), overwrite=force)
     terminal.show({"kind": "odva", **document}, describe_tables(path, document))
     if document["problems"]:
-        raise OneDVAError(f"{path}: {document['problems'][0]} ({len(document['problems'])} problems in all)")
+        raise OneDVAError(f"{path}: {document['problems'][0]} ({counted(len(document['problems']), 'problem')} in all)")
 
 
 def thin(
@@ -196,6 +222,6 @@ def thin(
     rows = [
         ["thin", f"{source} → {target}"],
         ["size", f"{result.bytes_before:,} → {result.bytes:,} bytes ({result.bytes / result.bytes_before:.1%})"],
-        ["latents", f"{before:,} → {after:,} in {len(result.tokens)} clips"],
+        ["latents", f"{before:,} → {after:,} in {counted(result.clips, 'clip')}"],
     ]
     terminal.show(document, [Table(title="onedva thin", columns=["", ""], rows=rows, text=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
@@ -34,6 +35,8 @@ def data_in() -> BinaryIO:
     if sys.stdin.isatty():
         raise ValueError("- reads from stdin, which is a terminal here: pipe a file or program into it")
     try:
+        if hasattr(os, "set_blocking"):  # another program may have left it so; "nothing yet" would look like the end
+            os.set_blocking(sys.stdin.fileno(), True)
         # Without a buffer: the lock of one, held by a thread that waits for bytes, aborts the interpreter when it ends.
         return cast(BinaryIO, io.FileIO(sys.stdin.fileno(), closefd=False))
     except (OSError, ValueError):  # not a real stdin, as in a test's

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
-from onedva.commands.coding import CodecChoice, as_stored, check_tokens, codec_facts, spread
+from onedva.commands.coding import CodecChoice, as_stored, check_tokens, codec_facts, refuse_truncated, spread
 from onedva.commands.console import Terminal, check_output, write_whole
 from onedva.commands.fidelity import PSNR_CAP, Fidelity
 from onedva.commands.plots import Shown, require_plot, side_by_side_png, steps_text
-from onedva.commands.tables import Table
+from onedva.commands.tables import Table, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,7 +158,9 @@ def reconstruct_file(
         packets = pipeline.stage(
             "encode", stored(encoded_clips(codec, sources.passed(batches), info=info, choice=stream))
         )
-        for out, report in pipeline.stage("decode", decoded_clips(codec, packets, steps=steps, seed=seed)):
+        size = info.height, info.width
+        decoded = decoded_clips(codec, packets, steps=steps, seed=seed, frame_size=size)
+        for out, report in pipeline.stage("decode", decoded):
             frames = sources.take(len(out))
             fidelity.add(frames, out)
             lengths.append(report.tokens)
@@ -194,6 +196,7 @@ def reconstruct_file(
         title = f"{source.name}, {codec.name}, {spread(lengths)} latents per clip, {steps_text(steps)}"
         write_whole(picture, side_by_side_png(album.shown(fps=float(info.fps)), title=title), overwrite=force)
     terminal.show(document, [fidelity_table(document)])
+    refuse_truncated(reader.info, source, count)
 
 
 def fidelity_table(document: dict[str, Any]) -> Table:
@@ -205,7 +208,7 @@ def fidelity_table(document: dict[str, Any]) -> Table:
         ["video", f"{document['width']}×{document['height']}, {frames} frames, {fps:.3f} fps"],
         ["PSNR", f"{document['psnr_db']:.2f} dB (clips {min(clips):.2f} to {max(clips):.2f})"],
         ["SSIM", "none: frames are under 11×11" if document["ssim"] is None else f"{document['ssim']:.4f}"],
-        ["latents per clip", f"{spread(document['tokens'])} ({document['clips']} clips)"],
+        ["latents per clip", f"{spread(document['tokens'])} ({counted(document['clips'], 'clip')})"],
         ["bits per pixel", f"{document['bits_per_pixel']:.4f} ({rate})"],
         ["decoding", f"{where}, {steps_text(document['steps'])}, seed {document['seed']}"],
         ["time", f"{seconds:.2f} s, {frames / max(seconds, 1e-9):.1f} frames per second"],

@@ -20,8 +20,9 @@ def reference() -> str:
         "# Command line",
         "Written by `python -m onedva.commands.reference`; do not edit.",
         "Results go to stdout, logs and progress to stderr. Exit codes: 0, done; 2, a wrong option, input or "
-        "environment, in one line on stderr (`ONEDVA_DEBUG=1` shows the traceback); 130, interrupted, with nothing "
-        "half-written. `onedva --install-completion` sets up completion in your shell.",
+        "environment, in one line on stderr (`ONEDVA_DEBUG=1` shows the traceback); 3, done, but the input was damaged "
+        "or cut off and part of it is missing, as a line on stderr says; 130, interrupted, with nothing half-written. "
+        "`onedva --install-completion` sets up completion in your shell.",
     ]
     for name in group.list_commands(context):
         verb = group.get_command(context, name)

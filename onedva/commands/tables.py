@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Table", "to_markdown", "to_rich"]
+__all__ = ["Table", "counted", "to_markdown", "to_rich"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +46,8 @@ def to_markdown(table: Table) -> str:
     lines = [table.columns, rules, *table.rows]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return f"**{table.title}**\n\n{body}\n"
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 clip", "2 clips"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

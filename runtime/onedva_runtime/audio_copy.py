@@ -18,7 +18,7 @@ from av.packet import Packet
 from .errors import VideoError
 from .files import open_regular
 from .limits import Limits
-from .video_open import open_container, reason
+from .video_open import nameless, open_container, reason
 
 __all__ = ["AudioCopy"]
 
@@ -35,7 +35,7 @@ class AudioCopy:
         self._limits = limits or Limits()
         self._file = open_regular(source, self._limits, error=VideoError)
         try:
-            self._container = open_container(self._file, source, self._limits, audio=True)
+            self._container = open_container(nameless(self._file), source, self._limits, audio=True)
             streams = list(self._container.streams.audio)
             if not streams:
                 raise VideoError(f"{source}: no sound in it to copy")

@@ -120,7 +120,7 @@ def decode_packets(
     Raises PacketError for packets that are not this model's, are over the limits or lack their context, ValueError for
     one that does not fit.
     """
-    for packet, context in zip(packets, context_frames, strict=True):
+    for packet, context in zip(packets, context_frames, strict=True):  # before any of them is looked into
         check_packet(packet, engine.manifest, engine.limits)
         if num_steps and not packet.is_key:
             _check_context(packet, context)

@@ -158,7 +158,7 @@ class VideoCodec:
     def quantiser(self, *, step: float = DEFAULT_STEP) -> Quantiser:
         """How `save_packets` rounds this model's latents.
 
-        step: in units of the transform, from 1/1024 to 1024; the default costs about 0.1 dB at 256 latents. Raises
+        step: in units of the transform, from 1/1024 to 2; the default costs about 0.1 dB at 256 latents. Raises
         ValueError, and BundleError for a broken checkpoint.
         """
         return quantiser_of(self._bundle, step=step)

@@ -12,10 +12,11 @@ The limits are the reader's, and are checked before memory is taken.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,9 @@ from onedva_runtime.container_read import Gap, OnError, PacketReader
 from onedva_runtime.entropy import Tables
 from onedva_runtime.entropy_tables import TABLES
 from onedva_runtime.errors import PacketError
-from onedva_runtime.files import AtomicFile, open_regular
+from onedva_runtime.files import AtomicFile, open_output, open_regular
 from onedva_runtime.limits import Limits
-from onedva_runtime.packet import Packet
+from onedva_runtime.packet import Packet, as_packet
 from onedva_runtime.quantiser import Kind, Levels, Quantiser
 
 __all__ = [
@@ -92,7 +93,7 @@ class PacketWriter:
 
     def write(self, packet: Packet) -> None:
         """Append a packet. Raises PacketError for one that is not valid or of another video, OSError."""
-        own = _header_of(packet.validate(), self._quantiser, fps=self._fps, colour=self._colour)
+        own = header_of(as_packet(packet).validate(), self._quantiser, fps=self._fps, colour=self._colour)
         header = self._header or own
         own = replace(own, time_base=header.time_base) if packet.timestamps is None else own
         if own != header:
@@ -101,16 +102,14 @@ class PacketWriter:
 
     def write_coded(self, coded: Coded, header: Header) -> None:
         """Append a packet as another file has it. header: that file's, whose quantiser and tables are this writer's."""
-        if self._header is None:
-            self._put(layout.opening())
-        self._header = header
         kind = coded.facts.is_key, coded.grid(header)[0]
         if kind not in self._levels:
-            self._levels[kind] = self._quantiser.of(kind)
-            self._put_setup(header)
-        facts = coded.facts
-        time = facts.timestamps[0] if facts.timestamps else 0
-        entry = Entry(self.size, facts.first_frame, facts.frames, int(facts.is_key), coded.tokens, time)
+            levels = {**self._levels, kind: self._quantiser.of(kind)}
+            setup = self._setup(header, levels)  # may refuse: then nothing was written
+            self._put((layout.opening() if self._header is None else b"") + setup)
+            self._levels = levels
+        self._header = header
+        entry = coded.entry(self.size)
         self._put(layout.record(layout.PACKET, join(coded)))
         self._file.flush()
         self._entries.append(entry)
@@ -119,14 +118,14 @@ class PacketWriter:
         """Write the end of the file; return its size in bytes. Raises PacketError where there were no packets."""
         if self._header is None:
             raise PacketError("no packets, so there is nothing to save")
-        setup = self._put_setup(self._header)
+        setup = self._put(self._setup(self._header, self._levels))
         index = self._put(layout.record(layout.INDEX, layout.pack_index(self._entries)))
         self._put(layout.record(layout.END, layout.pack_end(setup, index, len(self._entries))))
         self._file.flush()
         return self.size
 
-    def _put_setup(self, header: Header) -> int:
-        return self._put(layout.record(layout.SETUP, layout.pack_setup(header, self._tables, self._levels.items())))
+    def _setup(self, header: Header, levels: dict[Kind, Levels]) -> bytes:
+        return layout.record(layout.SETUP, layout.pack_setup(header, self._tables, levels.items()))
 
     def _put(self, data: bytes) -> int:
         """Write all of `data`; return where it begins."""
@@ -159,31 +158,43 @@ def save_packets(
     `overwrite` is False, cannot be written, or the packets are not valid or do not belong together.
     """
     if not isinstance(target, str | os.PathLike):
-        return _write(target, packets, quantiser=quantiser, fps=fps, colour=colour)
+        return _write(target, packets, None, quantiser=quantiser, fps=fps, colour=colour)
     name = os.fspath(target)
-    try:
-        if live:
-            with open(name, "wb" if overwrite else "xb") as file:
-                return _write(file, packets, quantiser=quantiser, fps=fps, colour=colour)
-        with AtomicFile(name, overwrite=overwrite, error=PacketError) as output:
-            size = _write(cast(BinaryIO, output.file), packets, quantiser=quantiser, fps=fps, colour=colour)
-            output.commit()
-            return size
-    except FileExistsError as error:
-        raise PacketError(f"{name}: exists already (overwrite=True, or -f, replaces it)") from error
-    except OSError as error:
-        raise PacketError(f"{name}: cannot be written ({error.strerror or error})") from error
-    except PacketError as error:
-        raise error if str(error).startswith(name) else type(error)(f"{name}: {error}") from error
+    if live:
+        with open_output(name, overwrite=overwrite, error=PacketError) as file:
+            return _write(file, packets, name, quantiser=quantiser, fps=fps, colour=colour)
+    with AtomicFile(name, overwrite=overwrite, error=PacketError) as output:
+        size = _write(output.file, packets, name, quantiser=quantiser, fps=fps, colour=colour)
+        output.commit()
+        return size
 
 
 def _write(
-    file: BinaryIO, packets: Iterable[Packet], *, quantiser: Quantiser, fps: Fraction | None, colour: str
+    file: BinaryIO,
+    packets: Iterable[Packet],
+    name: str | None,
+    *,
+    quantiser: Quantiser,
+    fps: Fraction | None,
+    colour: str,
 ) -> int:
+    """Write all; errors of writing name the file, those of the packets' source pass as they are."""
     writer = PacketWriter(file, quantiser=quantiser, fps=fps, colour=colour)
     for packet in packets:
-        writer.write(packet)
-    return writer.finish()
+        with _named(name):
+            writer.write(packet)
+    with _named(name):
+        return writer.finish()
+
+
+@contextmanager
+def _named(name: str | None) -> Generator[None]:
+    try:
+        yield
+    except PacketError as error:
+        if name is None or str(error).startswith(name):
+            raise
+        raise type(error)(f"{name}: {error}") from error
 
 
 def load_packets(source: str | os.PathLike[str] | BinaryIO, *, limits: Limits | None = None) -> PacketFile:
@@ -212,7 +223,8 @@ def open_packets(
     return PacketReader(file, name, limits=limits, on_error=on_error, close=True)
 
 
-def _header_of(packet: Packet, quantiser: Quantiser, *, fps: Fraction | None, colour: str) -> Header:
+def header_of(packet: Packet, quantiser: Quantiser, *, fps: Fraction | None = None, colour: str = "") -> Header:
+    """The header of a file of this packet and others like it; options as `save_packets`."""
     rate = fps or Fraction(packet.fps).limit_denominator(1_000_000)
     if not abs(float(rate) / packet.fps - 1) <= 1e-3:
         raise PacketError(f"a packet of {packet.fps} frames per second does not belong to a video of {rate}")

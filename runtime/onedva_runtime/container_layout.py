@@ -45,8 +45,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedva_runtime.entropy import Tables, inflate
-from onedva_runtime.errors import Corrupt, NotOdva
+from onedva_runtime.errors import Corrupt, NotOdva, OverLimit, PacketError
 from onedva_runtime.quantiser import HIGHEST_LEVEL, LOWEST_LEVEL, Kind, Levels, Quantiser
+from onedva_runtime.typed_json import parse_rational
 
 MAGIC, VERSION = b"\x89ODVA\r\n\x1a", 2
 OPENING = struct.Struct("<8sHH")
@@ -54,9 +55,11 @@ RECORD = struct.Struct("<4sII")
 SETUP, PACKET, INDEX, END = b"SET2", b"PKT2", b"IDX2", b"END2"
 MARKS = (SETUP, PACKET, INDEX, END)
 MAX_HEADER = 1 << 16
+MAX_SIDE = 1 << 16  # pixels
 MAX_SETUP = 1 << 20  # bytes of a setup's body
 MAX_LEVELS = 1 << 15  # of one kind of clip
-MAX_GROUPS = 64  # of one clip: 253 frames
+MAX_GROUPS = 64  # of one clip
+MAX_FRAMES = 4 * MAX_GROUPS - 3  # of one clip
 MAX_CHANNELS = 1 << 12  # Zs, Z, and Zs of all coded groups: they bound the steps that decoding one packet takes
 _LENGTH, _CRC, _END, _COUNT = struct.Struct("<I"), struct.Struct("<I"), struct.Struct("<QQI"), struct.Struct("<I")
 END_SIZE = RECORD.size + _LENGTH.size + _END.size + _CRC.size
@@ -160,18 +163,27 @@ def _only_section(body: bytes) -> bytes:
 
 
 def pack_setup(header: Header, tables: Tables, levels: Iterable[tuple[Kind, Levels]]) -> bytes:
-    """The body of a setup record."""
+    """The body of a setup record. Raises PacketError for what no reader would take."""
     fields = {k: str(v) if isinstance(v, Fraction) else v for k, v in asdict(header).items()}
     text = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
-    return b"".join([section(text), section(tables.pack()), *(section(_pack_levels(*row)) for row in levels)])
+    body = b"".join([section(text), section(tables.pack()), *(section(_pack_levels(*row)) for row in levels)])
+    if len(body) > MAX_SETUP:
+        raise PacketError(f"a setup of {len(body)} bytes; the format holds {MAX_SETUP}")
+    try:
+        unpack_setup(body)
+    except Corrupt as error:
+        raise PacketError(f"the format cannot hold this: {error}") from error
+    return body
 
 
 def unpack_setup(body: bytes) -> tuple[Header, Tables, Quantiser]:
     """Inverse of `pack_setup`; raises Corrupt where a part is damaged, missing, or not of its kind."""
     parts = sections(body)
     text, tables = next(parts, None), next(parts, None)
-    if text is None or tables is None or len(text) > MAX_HEADER:
-        raise Corrupt("its header is damaged")
+    if text is None or tables is None:
+        raise Corrupt("its header or its tables are missing")
+    if len(text) > MAX_HEADER:
+        raise Corrupt(f"its header takes {len(text)} bytes; the format holds {MAX_HEADER}")
     header = parse_header(text)
     channels = header.structural_channels, header.latent_channels
     levels: dict[Kind, Levels] = {}
@@ -225,12 +237,12 @@ def parse_header(text: bytes) -> Header:
     if set(values) != set(Header.__dataclass_fields__):
         raise Corrupt(f"its header has the fields {sorted(values)}, not {sorted(Header.__dataclass_fields__)}")
     for name in ("width", "height", "structural_channels", "latent_channels"):
-        most = MAX_CHANNELS if "channels" in name else (1 << 31) - 1
+        most = MAX_CHANNELS if "channels" in name else MAX_SIDE
         if type(values[name]) is not int or not 1 <= values[name] <= most:
             raise Corrupt(f"its header gives {name} as {values[name]!r}, not a whole number from 1 to {most}")
     for name in ("model", "colour"):
-        if not isinstance(values[name], str):
-            raise Corrupt(f"its header gives {name} as {values[name]!r}, not text")
+        if not isinstance(values[name], str) or not values[name].isprintable():  # terminals obey control characters
+            raise Corrupt(f"its header gives {name} as {values[name]!r:.60}, not text that can be printed")
     if type(values["step"]) is not float or not (math.isfinite(values["step"]) and values["step"] > 0):
         raise Corrupt(f"its header gives step as {values['step']!r}, not a positive number")
     values["fps"] = _parse_rational("fps", values["fps"])
@@ -241,14 +253,9 @@ def parse_header(text: bytes) -> Header:
 
 def _parse_rational(name: str, value: object) -> Fraction:
     try:
-        if not isinstance(value, str) or len(value) > 40:
-            raise ValueError("not a short text")
-        number = Fraction(value)
-        if not (number > 0 and 0 < float(number) < math.inf):
-            raise ValueError("not above 0")
-    except (ValueError, ArithmeticError) as error:
-        raise Corrupt(f"its header gives {name} as {value!r}, not a positive rational ({error})") from error
-    return number
+        return parse_rational(value)
+    except ValueError as error:
+        raise Corrupt(f"its header gives {name} as {value!r:.60}, not a positive rational ({error})") from error
 
 
 # IDX2 and END2
@@ -261,14 +268,17 @@ def pack_index(entries: list[Entry]) -> bytes:
     return section(_COUNT.pack(len(entries)) + zlib.compress(differences.tobytes(), 9))
 
 
-def unpack_index(body: bytes, *, size: int) -> list[Entry]:
-    """Inverse of `pack_index`; raises Corrupt, also where it names more than a file of `size` bytes can hold."""
+def unpack_index(body: bytes, *, size: int, most: int) -> list[Entry]:
+    """Inverse of `pack_index`; raises Corrupt, also where it names more than a file of `size` bytes can hold, and
+    OverLimit for more than `most` packets."""
     content = _only_section(body)
     if len(content) < _COUNT.size:
         raise Corrupt("its index is damaged")
     (count,) = _COUNT.unpack_from(content)
     if count > size // END_SIZE:
         raise Corrupt(f"its index counts {count} packets, a file of {size} bytes has no room for them")
+    if count > most:
+        raise OverLimit(f"an index of {count} packets; allowed: {most} (Limits.max_frames)")
     raw = np.frombuffer(inflate(content[_COUNT.size :], 8 * _COLUMNS * count), "<i8").reshape(_COLUMNS, count)
     table: NDArray[np.int64] = np.cumsum(raw, axis=1, dtype=np.int64)
     if count and (table[:-1].min() < 0 or table[0].max() > size):

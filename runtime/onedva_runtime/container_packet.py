@@ -1,14 +1,6 @@
 """The body of a PKT2 record, one clip, in sections (container_layout.py), each with a CRC of its own.
 
-    section: facts
-           0      1   flags: 1 key clip, 2 has time stamps, 4 has predicted errors, 8 a tile
-           1      2   frames that the clip brings
-           3      4   number of the first of them in the video
-           …      2   predicted error of the first latent alone, in 1/256, int16, if flagged
-           …     16   tile: top, left, height, width, uint32, if flagged
-           …      8   time stamp of the first frame, int64, if flagged
-           …      …   of each further frame, if flagged: how much the step from the frame before differs from the step
-                      before that one (0 before the first), as a varint: low seven bits first, zigzag
+    section: facts, of container_facts.py
     section: structural part, coded by latent_coding.py
     section for each segment of the 1D latents, up to 64 of them
            0      1   how many
@@ -23,12 +15,21 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onedva_runtime.container_layout import MAX_CHANNELS, MAX_GROUPS, MAX_LEVELS, Header, fits, section, sections
+from onedva_runtime.container_facts import ERROR_SCALE, Facts, pack_facts, rounded_error, unpack_facts
+from onedva_runtime.container_layout import (
+    MAX_CHANNELS,
+    MAX_GROUPS,
+    MAX_LEVELS,
+    Entry,
+    Header,
+    fits,
+    section,
+    sections,
+)
 from onedva_runtime.entropy import Decoder, Encoder, Tables
 from onedva_runtime.errors import Corrupt, OverLimit, PacketError
 from onedva_runtime.latent_coding import (
@@ -40,28 +41,13 @@ from onedva_runtime.latent_coding import (
 )
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet, padded_grid
+from onedva_runtime.placement import PATCH_SIZE
 from onedva_runtime.quantiser import Quantiser, to_integers, to_values
 
-__all__ = ["SEGMENT", "Coded", "Facts", "Segment", "encode_packet", "join", "split"]
+__all__ = ["SEGMENT", "Coded", "Facts", "Segment", "encode_packet", "join", "split", "store_packet"]
 
 SEGMENT = 64  # latents
-_FACTS, _TILE, _TIME, _ERROR, _SEGMENT = (struct.Struct(f) for f in ("<BHI", "<IIII", "<q", "<h", "<Bh"))
-_KEY, _TIMES, _ERRORS, _PART = 1, 2, 4, 8
-_ERROR_SCALE = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What a packet says of itself beside its latents."""
-
-    is_key: bool
-    frames: int
-    first_frame: int
-    first_error: float | None
-    """Predicted error of the first latent alone; None where the packet has no predictions."""
-    tile: tuple[int, int, int, int] | None
-    """(top, left, height, width) in pixels; None where the packet is the whole frame."""
-    timestamps: tuple[int, ...] | None
+_SEGMENT = struct.Struct("<Bh")
 
 
 @dataclass(frozen=True)
@@ -93,6 +79,17 @@ class Coded:
         """The packet with its first `segments` segments."""
         return replace(self, segments=self.segments[:segments])
 
+    def entry(self, offset: int) -> Entry:
+        """Its line in the index; offset: of its record in the file."""
+        facts = self.facts
+        time = facts.timestamps[0] if facts.timestamps else 0
+        return Entry(offset, facts.first_frame, facts.frames, int(facts.is_key), self.tokens, time)
+
+    def ends_clip(self, header: Header) -> bool:
+        """Whether no tile of its clip can follow: it is the whole frame, or reaches the frame's last pixel."""
+        tile = self.facts.tile
+        return tile is None or (tile[0] + tile[2], tile[1] + tile[3]) == (header.height, header.width)
+
     def grid(self, header: Header) -> tuple[int, int, int]:
         """(Tg, Hg, Wg) of the clip."""
         height, width = self.facts.tile[2:] if self.facts.tile else (header.height, header.width)
@@ -101,6 +98,13 @@ class Coded:
     def check(self, header: Header, limits: Limits) -> None:
         """Raise OverLimit or Corrupt for what the reader does not want or what cannot be: before any work is done."""
         facts = self.facts
+        if facts.tile is not None:
+            top, left, height, width = facts.tile
+            if top % PATCH_SIZE or left % PATCH_SIZE or top + height > header.height or left + width > header.width:
+                tile, frame = f"{width}x{height} at (top, left) = {facts.tile[:2]}", f"{header.width}x{header.height}"
+                raise Corrupt(
+                    f"a tile of {tile} is not inside the frame of {frame}, or not at a multiple of {PATCH_SIZE}"
+                )
         groups, rows, columns = self.grid(header)
         if not 1 <= facts.frames <= limits.max_frames:
             raise OverLimit(f"a packet of {facts.frames} frames; allowed: 1..{limits.max_frames} (Limits.max_frames)")
@@ -160,12 +164,27 @@ class Coded:
 
 def encode_packet(packet: Packet, quantiser: Quantiser, tables: Tables) -> Coded:
     """Quantise and code a packet that `Packet.validate` passes; raises PacketError for what the format cannot hold."""
+    return _encode(packet, *_integers(packet, quantiser), quantiser, tables)
+
+
+def store_packet(packet: Packet, quantiser: Quantiser, tables: Tables) -> tuple[Coded, Packet]:
+    """As `encode_packet`, and the packet as a reader finds it there, `Quantiser.apply`."""
+    integers = _integers(packet, quantiser)
+    return _encode(packet, *integers, quantiser, tables), to_values(packet, *integers, quantiser)
+
+
+def _integers(packet: Packet, quantiser: Quantiser) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     groups, channels = packet.grid[0], (packet.structural.shape[-1], packet.latents.shape[-1])
     if groups > MAX_GROUPS or not fits(groups, *channels):
         most = f"{MAX_GROUPS} groups, {MAX_CHANNELS} structural channels and {MAX_LEVELS} channels in all of them"
         raise PacketError(f"packet of {groups} groups of frames of {channels} channels; the format holds {most}")
+    return to_integers(packet, quantiser)
+
+
+def _encode(
+    packet: Packet, structural: NDArray[np.int32], latents: NDArray[np.int32], quantiser: Quantiser, tables: Tables
+) -> Coded:
     levels = quantiser.of((packet.is_key, packet.grid[0]))
-    structural, latents = to_integers(packet, quantiser)
     encoder = Encoder(tables)
     encode_structural(encoder, structural, levels)
     around = Neighbourhood(structural, levels)
@@ -176,10 +195,10 @@ def encode_packet(packet: Packet, quantiser: Quantiser, tables: Tables) -> Coded
         end = min(start + SEGMENT, packet.tokens)
         part = Encoder(tables)
         encode_segment(part, places[start:end], latents[start:end], around)
-        segments.append(Segment(end - start, 0.0 if errors is None else _rounded(errors[end - 1]), part.bytes()))
+        segments.append(Segment(end - start, 0.0 if errors is None else rounded_error(errors[end - 1]), part.bytes()))
     first = None
     if errors is not None:
-        first = _rounded(errors[0]) if packet.tokens else 0.0
+        first = rounded_error(errors[0]) if packet.tokens else 0.0
     facts = Facts(
         is_key=packet.is_key,
         frames=packet.frames,
@@ -194,9 +213,9 @@ def encode_packet(packet: Packet, quantiser: Quantiser, tables: Tables) -> Coded
 def join(coded: Coded) -> bytes:
     """The body of a packet record."""
     segments = (
-        section(_SEGMENT.pack(part.tokens, round(part.error * _ERROR_SCALE)) + part.data) for part in coded.segments
+        section(_SEGMENT.pack(part.tokens, round(part.error * ERROR_SCALE)) + part.data) for part in coded.segments
     )
-    return b"".join([section(_pack_facts(coded.facts)), section(coded.structural), *segments])
+    return b"".join([section(pack_facts(coded.facts)), section(coded.structural), *segments])
 
 
 def split(body: bytes, *, partial: bool = False) -> Coded:
@@ -214,86 +233,9 @@ def split(body: bytes, *, partial: bool = False) -> Coded:
             tokens, error = _SEGMENT.unpack_from(part)
             if not 1 <= tokens <= SEGMENT:
                 raise Corrupt(f"a segment of {tokens} latents; allowed: 1..{SEGMENT}")
-            segments.append(Segment(tokens, error / _ERROR_SCALE, part[_SEGMENT.size :]))
+            segments.append(Segment(tokens, error / ERROR_SCALE, part[_SEGMENT.size :]))
     except Corrupt as error:
         if not partial:
             raise
         lost = str(error)
-    return Coded(facts=_unpack_facts(facts), structural=structural, segments=tuple(segments), lost=lost)
-
-
-def _rounded(error: float) -> float:
-    return float(np.clip(np.rint(error * _ERROR_SCALE), -32768, 32767)) / _ERROR_SCALE
-
-
-def _pack_facts(facts: Facts) -> bytes:
-    flags = _KEY * facts.is_key + _TIMES * (facts.timestamps is not None)
-    flags += _ERRORS * (facts.first_error is not None) + _PART * (facts.tile is not None)
-    parts = [_FACTS.pack(flags, facts.frames, facts.first_frame)]
-    if facts.first_error is not None:
-        parts.append(_ERROR.pack(round(facts.first_error * _ERROR_SCALE)))
-    if facts.tile is not None:
-        parts.append(_TILE.pack(*facts.tile))
-    if facts.timestamps is not None:
-        times = facts.timestamps
-        steps = [b - a for a, b in pairwise(times)]
-        changes = [b - a for a, b in pairwise([0, *steps])]
-        parts += [_TIME.pack(times[0]), b"".join(_varint(change) for change in changes)]
-    return b"".join(parts)
-
-
-def _unpack_facts(data: bytes) -> Facts:
-    try:
-        flags, frames, first_frame = _FACTS.unpack_from(data)
-        at = _FACTS.size
-        first_error = tile = timestamps = None
-        if flags & _ERRORS:
-            first_error, at = _ERROR.unpack_from(data, at)[0] / _ERROR_SCALE, at + _ERROR.size
-        if flags & _PART:
-            tile, at = _TILE.unpack_from(data, at), at + _TILE.size
-        if flags & _TIMES:
-            timestamps, at = _unpack_times(data, at, frames)
-    except (struct.error, IndexError) as error:
-        raise Corrupt("a packet's facts are cut off") from error
-    if flags > (_KEY | _TIMES | _ERRORS | _PART) or at != len(data) or frames == 0:
-        raise Corrupt("a packet's facts are damaged")
-    if tile is not None and not (tile[2] and tile[3]):
-        raise Corrupt("a tile without pixels")
-    return Facts(
-        is_key=bool(flags & _KEY),
-        frames=frames,
-        first_frame=first_frame,
-        first_error=first_error,
-        tile=tile,
-        timestamps=timestamps,
-    )
-
-
-def _unpack_times(data: bytes, at: int, frames: int) -> tuple[tuple[int, ...], int]:
-    times, step = [_TIME.unpack_from(data, at)[0]], 0
-    at += _TIME.size
-    for _ in range(frames - 1):
-        number = shift = 0
-        while data[at] & 128:
-            number |= (data[at] & 127) << shift
-            shift, at = shift + 7, at + 1
-            if shift > 63:
-                raise Corrupt("a time stamp is damaged")
-        number |= data[at] << shift
-        at += 1
-        step += (number >> 1) ^ -(number & 1)
-        times.append(times[-1] + step)
-    if min(times) < -(1 << 63) or max(times) >= 1 << 63:
-        raise Corrupt("a time stamp is out of range")
-    return tuple(times), at
-
-
-def _varint(number: int) -> bytes:
-    """A whole number as low seven bits first, zigzag: 0, −1, 1, −2, … are 0, 1, 2, 3, …"""
-    rest = number << 1 if number >= 0 else (-number << 1) - 1
-    out = bytearray()
-    while rest > 127:
-        out.append(rest & 127 | 128)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out)
+    return Coded(facts=unpack_facts(facts), structural=structural, segments=tuple(segments), lost=lost)

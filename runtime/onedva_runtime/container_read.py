@@ -9,18 +9,17 @@ with them.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeVar
 
 from onedva_runtime import container_layout as layout
+from onedva_runtime.container_index import clips_of, key_before
 from onedva_runtime.container_layout import Entry, Header
 from onedva_runtime.container_packet import Coded, split
-from onedva_runtime.container_records import Records
+from onedva_runtime.container_records import Gap, Records
 from onedva_runtime.entropy import Tables
 from onedva_runtime.errors import Corrupt, MissingLevels, NotOdva, OverLimit, PacketError, Truncated
 from onedva_runtime.limits import Limits
@@ -32,18 +31,6 @@ __all__ = ["Gap", "OnError", "PacketReader"]
 OnError = Literal["raise", "skip"]
 _T = TypeVar("_T")
 _SEARCHED = 1 << 20  # bytes of a file with a damaged start, in which a setup record may come
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """What could not be read, where on_error is "skip"."""
-
-    offset: int
-    """Where in the file, bytes from its start."""
-    problem: str
-    """What was wrong."""
-    first_frame: int | None
-    """The first frame of the video that is missing for it; None where no clip is missing, only latents of one."""
 
 
 class PacketReader:
@@ -72,6 +59,9 @@ class PacketReader:
         self.gaps, self.complete = [], False
         self._next_frame, self._frames, self._packets = 0, 0, 0
         self._waits_for_key, self._from_start = False, True
+        self._told: list[Entry] | None = None
+        self._searched = False  # for levels that a packet lacked
+        self._cut_off: int | None = None  # where the record begins that was not all there, last among the gaps
         try:
             self._named(self._open)
         except BaseException:
@@ -85,6 +75,7 @@ class PacketReader:
             except (Corrupt, MissingLevels) as error:
                 if not self._skip:
                     raise
+                self._packets -= 1
                 self._lose(error, coded.facts.first_frame)
                 continue
             yield packet
@@ -94,6 +85,11 @@ class PacketReader:
         while (coded := self._named(self._next)) is not None:
             yield coded
 
+    @property
+    def offset(self) -> int:
+        """Where in the file the record of the last packet begins, bytes from its start."""
+        return self._records.offset
+
     def seek(self, *, frame: int | None = None, seconds: float | None = None) -> None:
         """Go to the last key clip that starts at or before a frame, or a time since the start of the video.
 
@@ -101,19 +97,9 @@ class PacketReader:
         """
         if (frame is None) == (seconds is None) or not math.isfinite(seconds or 0):
             raise ValueError(f"seek wants a frame or a finite time, got frame={frame} and seconds={seconds}")
-        keys = [entry for entry in self.index() if entry.is_key]
-        if not keys:
+        chosen = key_before(self.index(), self.header, frame=frame, seconds=seconds)
+        if chosen is None:
             raise PacketError(f"{self._name}: no key clip in it to start at")
-        base = self.header.time_base
-        if seconds is not None and base is not None:
-            wanted = keys[0].time + int(seconds / base)
-            place = bisect_right([entry.time for entry in keys], wanted)
-        else:
-            wanted = frame if frame is not None else int((seconds or 0) * self.header.fps)
-            place = bisect_right([entry.first_frame for entry in keys], wanted)
-        chosen = keys[max(0, place - 1)]
-        while place > 1 and keys[place - 2].first_frame == chosen.first_frame:  # the first tile of its clip
-            place, chosen = place - 1, keys[place - 2]
         self._records.source.seek(chosen.offset)
         self._next_frame, self._frames = chosen.first_frame, 0
         self._waits_for_key = self._from_start = self.complete = False
@@ -121,15 +107,20 @@ class PacketReader:
     def index(self) -> list[Entry]:
         """Every packet's place, from the file's footer; where it has none, or a damaged one, by looking at all packets.
 
-        Raises PacketError for a pipe, and what reading raises.
+        Raises PacketError for a pipe, OverLimit for more packets than Limits.max_frames, and what reading raises.
         """
         if not self._records.source.seekable:
             raise PacketError(f"{self._name}: a pipe cannot be searched")
-        here = self._records.source.offset
-        try:
+        with self._records.elsewhere():
             return self._named(self._index)
-        finally:
-            self._records.source.seek(here)
+
+    def clips(self) -> list[Entry] | None:
+        """What the index tells of every clip, those that are damaged among them; of one in tiles, of its first. None
+        where there is no index to believe, or not yet: of a pipe it comes at the end."""
+        if self._told is None and self._records.source.seekable:
+            with self._records.elsewhere(), suppress(PacketError):
+                self._told = clips_of(self._records.footer()[1])
+        return self._told
 
     def close(self) -> None:
         """Close the file, unless it was given as an object; safe to call twice."""
@@ -162,28 +153,34 @@ class PacketReader:
             setup, entries = self._records.footer()
             self._set_up(setup)
         except (Truncated, Corrupt):
-            setups, entries = self._records.scan()
-            for setup in setups:
-                with suppress(Corrupt):
-                    self._set_up(setup)
+            return self._records.scan(self._try_setup)
         return entries
 
     def _find_setup(self, cause: PacketError) -> None:
-        """Take the setup from the end of the file, or from further on; raises `cause` where there is none."""
-        source = self._records.source
-        start = source.offset
-        if source.seekable:
+        """Take the setup from the end of the file, or from further on, and read on from the first record where the file
+        can be searched; raises `cause` where there is none."""
+        records = self._records
+        offset = 0 if isinstance(cause, NotOdva) else records.offset
+        start = records.source.offset
+        if records.source.seekable:
             with suppress(Truncated, Corrupt):
-                self._set_up(self._records.footer()[0])
-            source.seek(layout.OPENING.size if hasattr(self, "header") else start)
+                self._set_up(records.footer()[0])
+            records.source.seek(start)
         while not hasattr(self, "header"):
-            place = source.find((layout.SETUP,), after=1)
-            if place is None or source.offset - start > _SEARCHED:
+            body = records.find_setup(within=_SEARCHED - (records.source.offset - start))
+            if body is None:
                 raise cause
-            source.take(place)
-            with suppress(Truncated, Corrupt):
-                self._set_up(self._records.next()[1])
-        self.gaps.append(Gap(offset=start, problem=str(cause), first_frame=None))
+            self._try_setup(body)
+        first = 0
+        if records.source.seekable:
+            records.source.seek(layout.OPENING.size)
+            first = None
+        self._waits_for_key = first is not None  # clips went by on the way
+        self.gaps.append(Gap(offset=offset, problem=str(cause), first_frame=first))
+
+    def _try_setup(self, body: bytes) -> None:
+        with suppress(Corrupt):
+            self._set_up(body)
 
     def _set_up(self, body: bytes) -> None:
         header, tables, quantiser = layout.unpack_setup(body)
@@ -200,8 +197,9 @@ class PacketReader:
         try:
             return coded.decode(self.header, self.quantiser, self.tables)
         except MissingLevels:
-            if not (self._skip and self._records.source.seekable):
+            if self._searched or not (self._skip and self._records.source.seekable):
                 raise
+        self._searched = True
         self.index()  # the setup that brought them may be damaged: there is another at the end
         return coded.decode(self.header, self.quantiser, self.tables)
 
@@ -209,12 +207,17 @@ class PacketReader:
         """The next packet; None at the end of the file, or of what can be read of it."""
         while not self.complete:
             try:
-                coded = self._take_record(*self._records.next())
+                mark, body = self._records.next()
+                if self._cut_off == self._records.offset:  # it has grown since
+                    self.gaps.pop()
+                self._cut_off = None
+                coded = self._take_record(mark, body)
             except Truncated as error:
                 if not self._skip:
                     raise
-                if not self.gaps or self.gaps[-1].offset != self._records.offset:
-                    self._lose(error, self._next_frame)
+                if self._cut_off != self._records.offset:
+                    self._cut_off = self._records.offset
+                    self.gaps.append(Gap(offset=self._cut_off, problem=str(error), first_frame=self._next_frame))
                 return None
             except Corrupt as error:
                 if not self._skip:
@@ -233,14 +236,20 @@ class PacketReader:
             return self._take_packet(split(body, partial=self._skip))
         if mark == layout.SETUP:
             self._set_up(body)
-        elif mark == layout.INDEX:  # for those who search; here, its checksum only
-            deque(layout.sections(body), maxlen=0)
+        elif mark == layout.INDEX:  # for those who search; here its checksum, and in a damaged pipe what it tells
+            parts = list(layout.sections(body))
+            if self.gaps and len(parts) == 1:
+                with suppress(PacketError):
+                    entries = layout.unpack_index(body, size=self._records.offset, most=self._limits.max_frames)
+                    self._told = clips_of(entries)
         else:
             _, _, count = layout.unpack_end(body)
             if self._from_start and not self.gaps and self._packets != count:
                 raise Corrupt(f"its end counts {count} packets, there are {self._packets}")
             if self._records.source.seekable and self._records.source.look(1):  # a pipe may stay open, and silent
                 raise Corrupt("bytes follow after its end")
+            if self._from_start and self._packets == count:  # then what was damaged at the end was no clip
+                self._nothing_missing()
             self.complete = True
         return None
 
@@ -248,25 +257,32 @@ class PacketReader:
         facts = coded.facts
         coded.check(self.header, self._limits)
         self._packets += 1
-        if self._skip and self._waits_for_key:
-            if not facts.is_key or (facts.tile is not None and facts.tile[:2] != (0, 0)):
+        if self._waits_for_key:
+            follows = facts.begins_clip and facts.first_frame == self._next_frame
+            if not follows and not (facts.is_key and facts.begins_clip):
                 return None
             self._waits_for_key = False
-        same_clip = facts.tile is not None and facts.tile[:2] != (0, 0)
-        self._frames += 0 if same_clip else facts.frames
+            if follows:
+                self._nothing_missing()
+        self._frames += facts.frames if facts.begins_clip else 0
         if self._frames > self._limits.max_frames:
             raise OverLimit(f"more than {self._limits.max_frames} frames (Limits.max_frames)")
         if coded.lost is not None:
             self.gaps.append(Gap(offset=self._records.offset, problem=coded.lost, first_frame=None))
-        self._next_frame = facts.first_frame + facts.frames
+        self._next_frame = facts.first_frame + (facts.frames if coded.ends_clip(self.header) else 0)
         return coded
 
+    def _nothing_missing(self) -> None:
+        """The gaps since the last packet were no clips: what follows goes on from it."""
+        last = self._next_frame
+        self.gaps[:] = [replace(gap, first_frame=None) if gap.first_frame == last else gap for gap in self.gaps]
+
     def _lose(self, error: PacketError, first_frame: int) -> None:
-        clip = self._records.mark in (b"", layout.PACKET)  # of a record whose head is damaged nothing is known
+        offset, clip = self._records.offset, self._records.mark in (b"", layout.PACKET)  # b"": it may have been one
         self._waits_for_key |= clip
-        self.gaps.append(
-            Gap(offset=self._records.offset, problem=str(error), first_frame=first_frame if clip else None)
-        )
+        self._next_frame = first_frame
+        if not self.gaps or self.gaps[-1].offset != offset:  # `_find_setup` may have told of it
+            self.gaps.append(Gap(offset=offset, problem=str(error), first_frame=first_frame if clip else None))
 
     def _named(self, step: Callable[[], _T]) -> _T:
         """Run a step; its errors name the file, once."""

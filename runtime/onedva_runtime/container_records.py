@@ -3,6 +3,10 @@ looking at every packet. What the records mean is container_read.py's."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from onedva_runtime import container_layout as layout
@@ -12,7 +16,23 @@ from onedva_runtime.container_source import Source
 from onedva_runtime.errors import Corrupt, OverLimit, Truncated
 from onedva_runtime.limits import Limits
 
-__all__ = ["Records"]
+__all__ = ["Gap", "Records"]
+
+_ANY_MARK = re.compile(b"|".join(map(re.escape, layout.MARKS)))
+_SETUP_MARK = re.compile(re.escape(layout.SETUP))
+_LENGTH = len(layout.SETUP)  # of every mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """What could not be read, where on_error is "skip"."""
+
+    offset: int
+    """Where in the file, bytes from its start."""
+    problem: str
+    """What was wrong."""
+    first_frame: int | None
+    """The first frame of the video that is missing for it; None where no clip is missing, only latents of one."""
 
 
 class Records:
@@ -48,9 +68,10 @@ class Records:
             raise Corrupt(f"a setup of {length} bytes; the format holds {layout.MAX_SETUP}")
         if length > most:
             raise OverLimit(f"a record of {length} bytes; allowed: {most} (Limits.max_packet_bytes)")
+        missing = len(head) + length - self.source.reach(len(head) + length)
+        if missing:
+            raise Truncated(f"cut off, or still being written: {missing} bytes of a record are missing")
         body = self.source.look(length, after=len(head))
-        if len(body) < length:
-            raise Truncated(f"cut off, or still being written: {length - len(body)} bytes of a record are missing")
         self.source.take(len(head) + length)
         self.mark = mark
         return mark, body
@@ -60,18 +81,44 @@ class Records:
         if self.source.seekable:
             self.source.seek(self.offset)
 
+    @contextmanager
+    def elsewhere(self) -> Generator[None]:
+        """A block that may go anywhere in a file that can be searched; after it we are where we were."""
+        here, offset, mark = self.source.offset, self.offset, self.mark
+        try:
+            yield
+        finally:
+            self.source.seek(here)
+            self.offset, self.mark = offset, mark
+
     def resynchronise(self) -> None:
         """After a damaged record, go to the next one that starts whole, or to the end of what there is."""
         if self.source.offset > self.offset:  # only the body was damaged, the next record follows
             return
-        while (place := self.source.find(layout.MARKS, after=1)) is not None:
+        while (place := self.source.find(_ANY_MARK, length=_LENGTH, after=1)) is not None:
             self.source.take(place)
             head = self.source.look(layout.RECORD.size)
             if len(head) < layout.RECORD.size or layout.record_head(head) is not None:
                 return
 
+    def find_setup(self, *, within: int) -> bytes | None:
+        """The body of the next setup record that is whole and begins at most `within` bytes on; None where there is
+        none."""
+        start = self.source.offset
+        while (place := self.source.find(_SETUP_MARK, length=_LENGTH, after=1)) is not None:
+            self.source.take(place)
+            if self.source.offset - start > within:
+                return None
+            try:
+                return self.next()[1]
+            except (Truncated, Corrupt):
+                continue
+        return None
+
     def footer(self) -> tuple[bytes, list[Entry]]:
-        """The last setup's body and the index of a file that has its end; raises Truncated or Corrupt. Moves."""
+        """The last setup's body and the index of a file that has its end. Moves.
+
+        Raises Truncated, Corrupt, OverLimit."""
         size = self.source.size()
         self.source.seek(max(0, size - layout.END_SIZE))
         mark, body = self.next()
@@ -87,27 +134,26 @@ class Records:
             if mark != wanted:
                 raise Corrupt("its end does not name its setup and index")
             bodies.append(body)
-        return bodies[0], layout.unpack_index(bodies[1], size=size)
+        return bodies[0], layout.unpack_index(bodies[1], size=size, most=self._limits.max_frames)
 
-    def scan(self) -> tuple[list[bytes], list[Entry]]:
-        """Bodies of all setups, and the index, of a file without an end; what is damaged is not in it. Moves."""
+    def scan(self, on_setup: Callable[[bytes], None]) -> list[Entry]:
+        """The index of a file without an end; what is damaged is not in it. on_setup: called with the body of every
+        setup. Raises OverLimit. Moves."""
         self.source.seek(layout.OPENING.size)
-        setups: list[bytes] = []
         entries: list[Entry] = []
         while True:
             try:
                 mark, body = self.next()
                 if mark == layout.END:
-                    return setups, entries
+                    return entries
                 if mark == layout.SETUP:
-                    setups.append(body)
+                    on_setup(body)
                 elif mark == layout.PACKET:
                     coded = split(body, partial=True)
-                    facts = coded.facts
-                    time = facts.timestamps[0] if facts.timestamps else 0
-                    key = int(facts.is_key)
-                    entries.append(Entry(self.offset, facts.first_frame, facts.frames, key, coded.tokens, time))
+                    entries.append(coded.entry(self.offset))
             except Truncated:
-                return setups, entries
+                return entries
             except Corrupt:
                 self.resynchronise()
+            if len(entries) > self._limits.max_frames:
+                raise OverLimit(f"more than {self._limits.max_frames} packets (Limits.max_frames)")

@@ -4,7 +4,10 @@ that is still being written gives more when it is asked again."""
 from __future__ import annotations
 
 import io
+import re
 from typing import BinaryIO
+
+from onedva_runtime.files import seekable
 
 __all__ = ["Source"]
 
@@ -20,7 +23,7 @@ class Source:
         self._window = bytearray()
         self._start = 0  # where the window begins in the stream, from where we began to read
         self._at = 0  # where we are in the window
-        self.seekable = _can_seek(file)
+        self.seekable = seekable(file)
         self._origin = file.tell() if self.seekable else 0
 
     @property
@@ -28,12 +31,12 @@ class Source:
         """Bytes taken so far, or where `seek` went."""
         return self._start + self._at
 
-    def look(self, count: int, *, after: int = 0) -> bytes:
-        """The next `count` bytes, `after` others, without taking them; fewer where the stream ends.
+    def reach(self, count: int) -> int:
+        """How many of the next `count` bytes there are; less than `count` where the stream ends.
 
         Memory is taken as bytes arrive, not as `count` asks.
         """
-        while self._at + after + count > len(self._window):
+        while self._at + count > len(self._window):
             data = self._read(_CHUNK)
             if not data:
                 break
@@ -41,6 +44,11 @@ class Source:
                 del self._window[: self._at]
                 self._start, self._at = self._start + self._at, 0
             self._window += data
+        return min(count, len(self._window) - self._at)
+
+    def look(self, count: int, *, after: int = 0) -> bytes:
+        """The next `count` bytes, `after` others, without taking them; fewer where the stream ends."""
+        self.reach(after + count)
         start = self._at + after
         return bytes(self._window[start : start + count])
 
@@ -49,19 +57,21 @@ class Source:
         assert self._at + count <= len(self._window), "only what was looked at can be taken"
         self._at += count
 
-    def find(self, marks: tuple[bytes, ...], *, after: int) -> int | None:
-        """How many bytes on from here the first of `marks` starts, at least `after`; None where none comes. Takes the
-        bytes on the way: the answer counts from where we are then."""
-        overlap = max(map(len, marks)) - 1
+    def find(self, pattern: re.Pattern[bytes], *, length: int, after: int) -> int | None:
+        """How many bytes on from here `pattern`, of `length` bytes, comes first, at least `after`; None where it does
+        not come. Takes the bytes on the way: the answer counts from where we are then. Waits for no more than it needs.
+        """
+        start = self.offset + after
         while True:
-            data = self.look(_CHUNK, after=after)
-            found = [place for place in map(data.find, marks) if place >= 0]
-            if found:
-                return after + min(found)
-            self.take(max(0, after + len(data) - overlap))
-            if len(data) < _CHUNK:
+            found = pattern.search(self._window, max(0, start - self._start))
+            if found is not None:
+                return self._start + found.start() - self.offset
+            left = len(self._window) - self._at
+            self.take(max(0, left - length + 1))
+            start = max(start, self.offset)
+            left = len(self._window) - self._at
+            if self.reach(left + 1) == left:
                 return None
-            after = 0
 
     def seek(self, offset: int) -> None:
         """Go to `offset`, counted from where reading began. Only where `seekable`."""
@@ -72,10 +82,3 @@ class Source:
     def size(self) -> int:
         """Bytes from where reading began to the end of the stream as it is now. Only where `seekable`."""
         return self._file.seek(0, io.SEEK_END) - self._origin
-
-
-def _can_seek(file: BinaryIO) -> bool:
-    try:
-        return file.seekable()
-    except (AttributeError, ValueError):
-        return False

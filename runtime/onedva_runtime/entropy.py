@@ -18,7 +18,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from onedva_runtime.errors import Corrupt
+from onedva_runtime.errors import Corrupt, PacketError
 
 __all__ = ["LARGEST", "UNIT", "Decoder", "Encoder", "Tables", "classes_of", "inflate", "magnitudes"]
 
@@ -109,12 +109,14 @@ class Encoder:
         self, expected: NDArray[np.int64], integers: NDArray[np.int32] | None, *, signed: bool = True
     ) -> NDArray[np.int32]:
         """Append integers (n,) of which magnitudes `expected` (n,), in 1/64, are expected; returns them. signed: where
-        not, none is below 0."""
+        not, none is below 0. PacketError for one that is too large."""
         assert integers is not None, "there is nothing to encode"
         if len(integers) == 0:
             return integers
         classes, shifts = classes_of(expected)
-        magnitude = np.abs(integers).astype(np.int64)
+        magnitude = np.abs(integers.astype(np.int64))
+        if magnitude.max() > LARGEST:  # the gap between two places, where a clip has millions of them
+            raise PacketError(f"an integer to be coded reaches {magnitude.max()}; the format holds {LARGEST}")
         high = magnitude >> shifts
         symbols = np.minimum(high, ESCAPE)
         self._coder.encode(symbols.astype(np.int32), _FAMILY, self._tables.weights[classes])

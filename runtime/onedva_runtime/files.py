@@ -3,6 +3,7 @@ written beside its place under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
@@ -10,7 +11,7 @@ import stat
 import weakref
 from contextlib import suppress
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 from .errors import OneDVAError
 from .limits import Limits
@@ -41,6 +42,44 @@ def open_regular(path: str, limits: Limits, *, error: type[OneDVAError]) -> Bina
     return os.fdopen(handle, "rb", buffering=0)
 
 
+def seekable(file: BinaryIO) -> bool:
+    """Whether we can go back in `file`: not in a pipe."""
+    try:
+        return file.seekable()
+    except (AttributeError, ValueError):
+        return False
+
+
+class _Output(io.FileIO):
+    """A file whose errors of writing say which file it is: a full disk does not."""
+
+    def __init__(self, handle: int, path: str, error: type[OneDVAError]) -> None:
+        super().__init__(handle, "r+")  # reading, too: FFmpeg goes back to what it wrote
+        self._path, self._error = path, error
+
+    def write(self, data: Any) -> int:
+        """As `io.FileIO.write`; raises `error`."""
+        try:
+            return super().write(data)
+        except OSError as problem:
+            raise self._error(f"{self._path}: cannot be written ({problem.strerror})") from problem
+
+
+def open_output(path: str, *, overwrite: bool, error: type[OneDVAError], shown: str | None = None) -> BinaryIO:
+    """Open a file for writing and reading, there at once; raises `error`, and so does writing, saying that it is
+    `shown` (`path` by default)."""
+    shown = shown or path
+    try:
+        flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags, 0o666)
+    except FileExistsError as problem:
+        raise error(f"{shown}: exists already (overwrite=True, or -f, replaces it)") from problem
+    except OSError as problem:
+        raise error(f"{shown}: cannot be written here ({problem.strerror})") from problem
+    file = _Output(handle, shown, error)
+    return cast(BinaryIO, io.BufferedRandom(file) if file.seekable() else io.BufferedWriter(file))
+
+
 def _remove(path: str) -> None:
     with suppress(FileNotFoundError):
         os.unlink(path)
@@ -61,11 +100,7 @@ class AtomicFile:
         self._temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
         # An interrupt may come when this object is made and no `with` block has it yet: then it goes with the object.
         self._removal = weakref.finalize(self, _remove, self._temporary)
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            self.file = os.fdopen(os.open(self._temporary, flags, 0o666), "w+b")
-        except OSError as problem:
-            raise error(f"{self.path}: cannot be written here ({problem.strerror})") from problem
+        self.file = open_output(self._temporary, overwrite=False, error=error, shown=self.path)
 
     def commit(self) -> None:
         """Give the file its name; raises the `error` of the constructor where that fails, and then nothing is left."""
@@ -89,8 +124,11 @@ class AtomicFile:
 
     def abort(self) -> None:
         """Remove what was written; does nothing after `commit`."""
-        self.file.close()
-        self._removal()
+        try:
+            with suppress(OSError, OneDVAError):  # what is still to be written, on a full disk
+                self.file.close()
+        finally:
+            self._removal()
 
     def _check_free(self) -> None:
         if os.path.isdir(self.path):

@@ -10,7 +10,7 @@ class Limits:
     max_pixels: int = 8192 * 4320
     """Width x height of one frame, in pixels."""
     max_frames: int = 1_000_000
-    """Frames in one video."""
+    """Frames in one video; packets in the index of one file."""
     max_latents: int = 1 << 16
     """1D latents in one packet."""
     max_values: int = 1 << 26

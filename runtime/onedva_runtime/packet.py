@@ -16,7 +16,7 @@ from onedva_runtime import placement
 from onedva_runtime.errors import PacketError
 from onedva_runtime.placement import PATCH_FRAMES, PATCH_SIZE
 
-__all__ = ["Packet", "padded_frames", "padded_grid", "padded_size"]
+__all__ = ["Packet", "as_packet", "padded_frames", "padded_grid", "padded_size"]
 
 FRAME_NUMBERS = 2**32  # how many frames of one video the noise can tell apart
 
@@ -36,7 +36,7 @@ def padded_grid(frames: int, height: int, width: int, *, is_key: bool = True) ->
     return placement.grid_of(padded_frames(frames, is_key=is_key), padded_size(height), padded_size(width))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Packet:
     """The latents of one clip."""
 
@@ -74,6 +74,13 @@ class Packet:
     model: str = ""
     """Fingerprint of the bundle that made the packet: sha256 of its model.safetensors, hex."""
 
+    def __repr__(self) -> str:
+        kind, size = "key" if self.is_key else "continuation", f"{self.width}x{self.height}"
+        if self.frame_size is not None:
+            size += f" at {self.corner} of {self.frame_size[1]}x{self.frame_size[0]}"
+        frames = f"frames {self.first_frame} to {self.first_frame + self.frames - 1}"
+        return f"Packet({kind} clip, {frames}, {size}, {len(self.latents)} latents)"
+
     @property
     def tokens(self) -> int:
         """How many 1D latents the packet holds."""
@@ -97,8 +104,13 @@ class Packet:
     def thin(self, tokens: int) -> Packet:
         """The same clip with at most its first `tokens` (≥ 0) latents: what a smaller budget would have produced.
 
-        Raises ValueError for a negative count.
+        Raises TypeError for anything but a whole number, ValueError for a negative one.
         """
+        if isinstance(tokens, bool) or not isinstance(tokens, int | np.integer):
+            raise TypeError(
+                f"tokens must be a whole number, got {tokens!r}; a target in dB or 'auto' is for encoding, a rate for "
+                "thin_packets"
+            )
         if tokens < 0:
             raise ValueError(f"tokens must be at least 0, got {tokens}")
         error = self.predicted_error
@@ -151,6 +163,16 @@ class Packet:
             raise PacketError(f"packet corner must be multiples of {PATCH_SIZE} from 0: got a tile of {got}")
         if top + self.height > height or left + self.width > width:
             raise PacketError(f"packet corner and size must lie inside the frame: got a tile of {got}")
+
+
+def as_packet(value: object) -> Packet:
+    """`value` if it is a Packet; TypeError saying what it is, and what makes packets of it."""
+    if isinstance(value, Packet):
+        return value
+    if isinstance(value, np.ndarray):
+        got = cast(npt.NDArray[np.generic], value)
+        raise TypeError(f"wanted a Packet, got an array of shape {got.shape}: encode makes packets of frames")
+    raise TypeError(f"wanted a Packet, got {type(value).__name__}: encode and open_packets give packets")
 
 
 def _check(name: str, array: object, dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:

@@ -17,7 +17,7 @@ from onedva_runtime import placement
 from onedva_runtime.errors import PacketError, WrongModel
 from onedva_runtime.limits import Limits
 from onedva_runtime.manifest import Manifest
-from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
+from onedva_runtime.packet import Packet, as_packet, padded_frames, padded_grid, padded_size
 
 if TYPE_CHECKING:
     from onedva_runtime.clipper import Clip
@@ -264,7 +264,9 @@ def place_latents(
 
 
 def check_packet(packet: Packet, manifest: Manifest, limits: Limits | None) -> None:
-    """Raise PacketError unless the packet is whole, of this model, and within its limits and the reader's."""
+    """Raise PacketError unless the packet is whole, of this model, and within its limits and the reader's; TypeError
+    where it is none."""
+    as_packet(packet)
     model = manifest.model
     most: list[tuple[str, int, int]] = [
         ("frames", packet.frames, manifest.clip.frames - (0 if packet.is_key else 1)),

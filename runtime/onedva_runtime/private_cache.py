@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from onedva_runtime.errors import BackendError
@@ -32,21 +33,35 @@ def private_folder(kind: str, *names: str) -> Path | None:
     None, with a warning, where it cannot be made: then nothing is kept. Raises BackendError where others own it or may
     write to it.
     """
-    folder = cache_folder() / kind
+    top = cache_folder()
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        for part in (folder, *(folder.joinpath(*names[: i + 1]) for i in range(len(names)))):
+        top.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_top(top)
+        for part in (top / kind, *(top.joinpath(kind, *names[: i + 1]) for i in range(len(names)))):
             part.mkdir(exist_ok=True, mode=0o700)
             _check_owner(part)
     except OSError as error:
-        logger.warning(
-            "the cache folder %s cannot be made (%s), so every start takes longer: point ONEDVA_CACHE at a folder to "
-            "write to",
-            folder,
-            error.strerror,
-        )
+        _warn(top, error.strerror)
         return None
-    return folder.joinpath(*names)
+    return top.joinpath(kind, *names)
+
+
+@cache  # once in a process: every graph asks for its folder
+def _warn(folder: Path, problem: str | None) -> None:
+    logger.warning(
+        "the cache folder %s cannot be used (%s), so every start takes longer: point ONEDVA_CACHE at one to write to",
+        folder,
+        problem,
+    )
+
+
+def _check_top(folder: Path) -> None:
+    """Raise BackendError where someone else could put another folder in the place of one of ours."""
+    status = folder.stat()  # a link is followed: who made it is who chose the place
+    # In a folder like /tmp others may write, but not take away what is ours.
+    others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+    if hasattr(os, "geteuid") and (status.st_uid not in (os.geteuid(), 0) or others_write):
+        raise BackendError(_not_ours(folder))
 
 
 def _check_owner(folder: Path) -> None:
@@ -55,10 +70,14 @@ def _check_owner(folder: Path) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise BackendError(f"{folder} must be a folder, not a link or a file: remove it, or change ONEDVA_CACHE")
     if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
-        raise BackendError(
-            f"{folder} belongs to another user or may be written to by others; what lies there is run: make it yours "
-            "with mode 0700, or point ONEDVA_CACHE elsewhere"
-        )
+        raise BackendError(_not_ours(folder))
+
+
+def _not_ours(folder: Path) -> str:
+    return (
+        f"{folder} belongs to another user or may be written to by others; what lies there is run: make it yours with "
+        "mode 0700, or point ONEDVA_CACHE elsewhere"
+    )
 
 
 def trim(folder: Path, *, max_bytes: int = MAX_BYTES, keep: Iterable[Path] = ()) -> None:

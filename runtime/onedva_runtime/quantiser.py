@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_STEP", "Kind", "Levels", "Quantiser", "latent_std", "to_integers", "to_values"]
 
 DEFAULT_STEP = 0.125
+# Of the step. Beyond, columns would be told the wrong class: its slot has a standard deviation of as many units as
+# there are classes, so that at 2 what is rounded stays nearest to its own class.
+LEAST_STEP, MOST_STEP = 2**-10, 2.0
 LOWEST_LEVEL, HIGHEST_LEVEL = -160, 136  # at the highest, values to ±8 still fit
 _STD = "transform.latent_std"
 # 2^(−k/8), k = 0 … 7, in float32 by name, since libraries round powers differently.
@@ -106,10 +109,10 @@ def latent_std(path: str | os.PathLike[str]) -> NDArray[np.float64] | None:
 
 
 def quantiser_of(bundle: Bundle, *, step: float = DEFAULT_STEP) -> Quantiser:
-    """The quantiser of a bundle's latents. step: above 0, see `Quantiser.step`; a model without a transform of columns
-    has latents of unit scale, and `step` is in those. Raises BundleError or ValueError."""
-    if not (math.isfinite(step) and 2**-10 <= step <= 2**10):
-        raise ValueError(f"the quantiser's step must be from 1/1024 to 1024, got {step}")
+    """The quantiser of a bundle's latents. step: 1/1024 to 2, see `Quantiser.step`; a model without a transform of
+    columns has latents of unit scale, and `step` is in those. Raises BundleError or ValueError."""
+    if not (math.isfinite(step) and LEAST_STEP <= step <= MOST_STEP):
+        raise ValueError(f"the quantiser's step must be from 1/1024 to {MOST_STEP:g}, got {step}")
     manifest, model = bundle.manifest, bundle.manifest.model
     channels = model.structural_channels + model.latent_channels
     most = 1 + (manifest.clip.frames - 1) // 4
@@ -121,12 +124,17 @@ def quantiser_of(bundle: Bundle, *, step: float = DEFAULT_STEP) -> Quantiser:
     if std.shape != (sum(rows.values()), channels):
         wanted = (sum(rows.values()), channels)
         raise BundleError(f"{manifest.name}: {_STD} has the shape {std.shape}, clips and channels ask for {wanted}")
-    fine = np.clip(np.rint(8 * np.log2(std / step)), LOWEST_LEVEL, HIGHEST_LEVEL).astype(np.int16)
+    fine = levels_of(std, step)
     ends = np.cumsum(list(rows.values()))
     levels = {kind: fine[end - rows[kind] : end] for kind, end in zip(rows, ends.tolist(), strict=True)}
     return Quantiser(
         structural_channels=model.structural_channels, latent_channels=model.latent_channels, step=step, levels=levels
     )
+
+
+def levels_of(std: NDArray[np.float64], step: float) -> Levels:
+    """The levels that `step` asks for where one unit of a latent is worth `std`, both in units of the transform."""
+    return np.clip(np.rint(8 * np.log2(std / step)), LOWEST_LEVEL, HIGHEST_LEVEL).astype(np.int16)
 
 
 def steps_of(levels: Levels) -> NDArray[np.float32]:

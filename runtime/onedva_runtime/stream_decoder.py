@@ -8,6 +8,7 @@ key clip (`needs_key`: ask the encoder for one) frames are held, or decoded as w
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -20,7 +21,7 @@ from onedva_runtime.clip_coding import Engine
 from onedva_runtime.errors import PacketError
 from onedva_runtime.limits import Limits
 from onedva_runtime.pace import Pace
-from onedva_runtime.packet import Packet
+from onedva_runtime.packet import FRAME_NUMBERS, Packet
 from onedva_runtime.prepare import check_deadline, check_integer, check_packet
 from onedva_runtime.stream_report import StreamReport
 from onedva_runtime.tiles import check_tiles, same_clip
@@ -29,6 +30,7 @@ from onedva_runtime.whole_frames import decode_whole, ends_clip
 __all__ = ["Conceal", "StreamDecoder"]
 
 Uint8 = npt.NDArray[np.uint8]
+GREY = 128  # where nothing was shown yet
 Conceal = Literal["hold", "continue", "raise"]
 
 
@@ -60,6 +62,7 @@ class StreamDecoder:
         self._last_tick: int | None = None
         self._tiles: list[Packet] = []  # of a clip that is not complete yet
         self._begun = 0.0  # when the first of them came
+        self._closed = False
         self._broken = True  # whether a continuation clip lacks what it goes on from
 
     @property
@@ -75,6 +78,7 @@ class StreamDecoder:
         Raises PacketError for a packet that is damaged, of another model or frame size, over the limits, or comes twice
         or too late, and for a gap where `conceal` is "raise". The stream then stands as before the call.
         """
+        self._check_open()
         check_packet(packet, self._engine.manifest, self._engine.limits)
         if self._last is not None and packet.whole_size != self._last.shape[:2]:
             height, width = packet.whole_size
@@ -106,16 +110,35 @@ class StreamDecoder:
         self._tiles.append(packet)
         return outputs + (self.flush() if ends_clip(packet) else [])
 
-    def lost(self, frames: int) -> list[Uint8]:
+    def lost(
+        self,
+        frames: int,
+        *,
+        timestamps: npt.NDArray[np.int64] | None = None,
+        first_frame: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> list[Uint8]:
         """Say that the next `frames` frames (≥ 1) will not come, and get what conceals them, without waiting for the
-        packet after them."""
+        packet after them.
+
+        timestamps: when they are shown (frames,), for the report. first_frame, frame_size: number of the first of them
+        and (height, width), where that is before the first packet; they are grey then. Raises PacketError where neither
+        is known.
+        """
+        self._check_open()
         count = check_integer("frames", frames, 1, (self._engine.limits or Limits()).max_frames)
-        if self._next_frame is None or self._last is None:
-            raise PacketError("nothing was shown yet, so nothing can be lost: push the first packet")
-        return self.flush() + self._hold(count, "lost", None)
+        if timestamps is not None and timestamps.shape != (count,):
+            raise ValueError(f"timestamps must be of shape ({count},), one per lost frame, got {timestamps.shape}")
+        if self._next_frame is None:
+            if first_frame is None or frame_size is None:
+                raise PacketError("nothing was shown yet: push the first packet, or give first_frame and frame_size")
+            self._next_frame = check_integer("first_frame", first_frame, 0, FRAME_NUMBERS - count)
+            self._last = np.full((*frame_size, 3), GREY, np.uint8)
+        return self.flush() + self._hold(count, "lost", None, timestamps)
 
     def flush(self) -> list[Uint8]:
         """The frames held back: those of a clip whose last tiles did not come, the last frame in the place of these."""
+        self._check_open()
         if not self._tiles:
             return []
         clip, self._tiles = self._tiles, []
@@ -154,17 +177,19 @@ class StreamDecoder:
             reduced=steps < self._num_steps or tokens < asked,
         )
 
-    def _hold(self, count: int, why: str, after: Packet | None) -> list[Uint8]:
+    def _hold(
+        self, count: int, why: str, after: Packet | None, ticks: npt.NDArray[np.int64] | None = None
+    ) -> list[Uint8]:
         """The last frame, `count` times, without taking memory for each; grey where nothing was shown yet.
 
-        after: the packet that the held frames stand before, or in the place of, for their times.
+        after: the packet that the held frames stand before, or in the place of, for their times, if not given as
+        `ticks`.
         """
         if self._last is None:
             assert after is not None
-            self._last = np.full((*after.whole_size, 3), 128, np.uint8)
+            self._last = np.full((*after.whole_size, 3), GREY, np.uint8)
         assert self._next_frame is not None
         self._broken = True
-        ticks = None
         if after is not None and after.timestamps is not None:
             ticks = after.timestamps
             if after.first_frame > self._next_frame:  # spread between the frames on both sides
@@ -203,10 +228,22 @@ class StreamDecoder:
         if self._timing is not None:
             self._timing(stage, seconds)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this stream was left by its with block: push and flush inside it, or open another")
+
     def __enter__(self) -> StreamDecoder:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Nothing to release: the codec owns the sessions."""
+        """Warn where tiles were pushed and never shown: nothing is dropped silently. The codec owns the sessions."""
+        self._closed = True
+        if kind is None and self._tiles:
+            held, first = self._tiles[0].frames, self._tiles[0].first_frame
+            warnings.warn(
+                f"{held} frames from {first} on, whose last tiles did not come, were not shown: flush() at the end",
+                RuntimeWarning,
+                stacklevel=2,
+            )

@@ -63,6 +63,7 @@ class StreamEncoder:
         self._clipper = Clipper(clip_frames=length, keyframe_interval=interval, cuts=cuts)
         self._batch_size, self._waiting = check_integer("batch_size", batch_size, 1, 2**16), list[Clip]()
         self._pace, self._on_report = Pace(check_deadline(deadline_ms)), on_report
+        self._closed = False
         self._last_tick: int | None = None
         self._arrivals: deque[tuple[int, float]] = deque()  # for reports: number of a push's first frame, when it came
 
@@ -73,6 +74,7 @@ class StreamEncoder:
         push or with none. The packets of one clip, several where the frame is large, come together. Raises TypeError or
         ValueError for other arrays, and for frames of another size than the stream's.
         """
+        self._check_open()
         frames = check_frames(frames)
         ticks = check_timestamps(timestamps, len(frames), self._time_base)
         if (ticks is None) != (self._time_base is None):
@@ -90,6 +92,7 @@ class StreamEncoder:
 
     def flush(self) -> list[Packet]:
         """Encode the frames of the clip that is not full, if any; more frames may be pushed after."""
+        self._check_open()
         self._waiting += self._clipper.flush()
         return self._encode(least=1, waited=0)
 
@@ -151,6 +154,10 @@ class StreamEncoder:
             self._arrivals.popleft()
         return self._arrivals[0][1]
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this stream was left by its with block: push and flush inside it, or open another")
+
     def __enter__(self) -> StreamEncoder:
         return self
 
@@ -158,6 +165,7 @@ class StreamEncoder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Warn where frames were pushed and never encoded: nothing is dropped silently."""
+        self._closed = True
         held = self._clipper.held + sum(len(clip.frames) for clip in self._waiting)
         if kind is None and held:
             warnings.warn(

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
-from typing import BinaryIO, cast
 
 from onedva_runtime import container_layout as layout
-from onedva_runtime.container import PacketWriter, open_packets
+from onedva_runtime.container import PacketWriter, header_of, open_packets
 from onedva_runtime.container_layout import Header
 from onedva_runtime.container_packet import SEGMENT, Coded, encode_packet, join
 from onedva_runtime.entropy_tables import TABLES
@@ -52,6 +51,8 @@ class Clip:
 class Thinned:
     """What `thin_file` did."""
 
+    clips: int
+    """Each may be in several packets, its tiles."""
     bytes_before: int
     bytes: int
     tokens_before: list[int]
@@ -76,33 +77,42 @@ def thin_file(
     errors.
     """
     _check(max_kbps, tokens)
-    name = os.fspath(target)
+    name = os.fspath(source)
     with open_packets(source, limits=limits) as reader:
+        size = os.stat(source).st_size  # now: it may be the target, too
         clips: list[Clip] = []
-        frames = 0
+        entries: list[layout.Entry] = []
+        frames = count = 0
         for coded in reader.coded():
             clips.append(clip_of(coded, reader.header))
-            frames += coded.facts.frames if coded.facts.tile is None or coded.facts.tile[:2] == (0, 0) else 0
+            entries.append(coded.entry(reader.offset))
+            if coded.facts.begins_clip:
+                frames, count = frames + coded.facts.frames, count + 1
         header, quantiser, tables = reader.header, reader.quantiser, reader.tables
-    if tokens is not None:
-        kept = [_within(clip, tokens) for clip in clips]
-    else:
-        setup = layout.record(layout.SETUP, layout.pack_setup(header, tables, quantiser.levels.items()))
-        around = (1 + len(quantiser.levels)) * len(setup) + 6 * len(clips) + 300  # setups, index, end
-        budget = _budget(max_kbps or 0, frames, header.fps, clips, around, source=os.fspath(source))
-        kept = share(clips, budget, source=os.fspath(source))
-    with (
-        AtomicFile(name, overwrite=overwrite, error=PacketError) as output,
-        open_packets(source, limits=limits) as reader,
-    ):
-        writer = PacketWriter(cast(BinaryIO, output.file), quantiser=quantiser, tables=tables)
-        for coded, count in zip(reader.coded(), kept, strict=True):
-            writer.write_coded(coded.keep(count), header)
-        written = writer.finish()
-        output.commit()
+    setup = layout.record(layout.SETUP, layout.pack_setup(header, tables, quantiser.levels.items()))
+    index = len(layout.pack_index(entries)) + 2 * len(clips) + 100  # ours may pack worse
+    around = (1 + len(quantiser.levels)) * len(setup) + index
+    while True:
+        if tokens is not None:
+            kept = [_within(clip, tokens) for clip in clips]
+        else:
+            kept = share(clips, _budget(max_kbps or 0, frames, header.fps, clips, around, source=name), source=name)
+        with (
+            AtomicFile(target, overwrite=overwrite, error=PacketError) as output,
+            open_packets(source, limits=limits) as reader,
+        ):
+            writer = PacketWriter(output.file, quantiser=quantiser, tables=tables)
+            for coded, segments in zip(reader.coded(), kept, strict=True):
+                writer.write_coded(coded.keep(segments), header)
+            written = writer.finish()
+            over = 0 if max_kbps is None else written - int(125 * max_kbps * frames / float(header.fps))
+            if over <= 0:
+                output.commit()
+                break
+        around += over
     before = [sum(clip.tokens) for clip in clips]
-    after = [sum(clip.tokens[:count]) for clip, count in zip(clips, kept, strict=True)]
-    return Thinned(bytes_before=os.stat(source).st_size, bytes=written, tokens_before=before, tokens=after)
+    after = [sum(clip.tokens[:segments]) for clip, segments in zip(clips, kept, strict=True)]
+    return Thinned(clips=count, bytes_before=size, bytes=written, tokens_before=before, tokens=after)
 
 
 def thin_packets(
@@ -207,19 +217,3 @@ def _check(max_kbps: float | None, tokens: int | None) -> None:
     value = max_kbps if max_kbps is not None else tokens
     if value is None or not (math.isfinite(value) and value >= 0):
         raise ValueError(f"thin to at least 0, got {value}")
-
-
-def header_of(packet: Packet, quantiser: Quantiser) -> Header:
-    """The header that a file of this packet would have, but for its colour."""
-    height, width = packet.whole_size
-    return Header(
-        width=width,
-        height=height,
-        fps=Fraction(packet.fps).limit_denominator(1_000_000),
-        time_base=packet.time_base,
-        model=packet.model,
-        structural_channels=packet.structural.shape[-1],
-        latent_channels=packet.latents.shape[-1],
-        step=quantiser.step,
-        colour="",
-    )

@@ -3,13 +3,28 @@ name of the first key that is missing, of the wrong type, or has a value that is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from fractions import Fraction
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from onedva_runtime.errors import BundleError
 
-__all__ = ["as_mapping", "parse_as"]
+__all__ = ["as_mapping", "parse_as", "parse_rational"]
+
+# No exponents: Fraction("1e999999999") would work out every digit.
+_RATIONAL = re.compile(r"[0-9]{1,20}(/[0-9]{1,20})?")
+
+
+def parse_rational(value: object) -> Fraction:
+    """A rational above 0 from text such as "24" or "30000/1001"; ValueError for anything else."""
+    if not isinstance(value, str) or not _RATIONAL.fullmatch(value):
+        raise ValueError("not text such as 24 or 30000/1001, of up to 20 digits")
+    top, _, bottom = value.partition("/")
+    if not int(top) or not int(bottom or 1):
+        raise ValueError("not above 0")
+    return Fraction(int(top), int(bottom or 1))
 
 
 def as_mapping(value: object, where: str) -> dict[str, object]:
@@ -20,8 +35,8 @@ def as_mapping(value: object, where: str) -> dict[str, object]:
 
 
 def parse_as(kind: Any, value: object, where: str) -> object:
-    """`value` as `kind`: a dataclass, a Literal, tuple[X, ...], dict[str, X], a union of plain types, or a plain
-    type. where: its name in errors. Raises BundleError."""
+    """`value` as `kind`: a dataclass, a Literal, tuple[X, ...], dict[str, X], a union of plain types, a
+    Fraction above 0 from text, or a plain type. where: its name in errors. Raises BundleError."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is object:
         return value
@@ -46,6 +61,11 @@ def parse_as(kind: Any, value: object, where: str) -> object:
                 f"{where} is {value!r}; this version knows {', '.join(repr(known) for known in arguments)}"
             )
         return value
+    if kind is Fraction:
+        try:
+            return parse_rational(value)
+        except ValueError as error:
+            raise BundleError(f"{where} must be a rational, got {value!r} ({error})") from error
     if kind is float and type(value) is int:
         return float(value)
     kinds: tuple[Any, ...] = arguments or (kind,)

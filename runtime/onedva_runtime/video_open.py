@@ -6,6 +6,7 @@ network addresses, devices, pipes and folders.
 
 from __future__ import annotations
 
+import io
 from typing import BinaryIO, NoReturn, cast
 
 import av
@@ -17,6 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .errors import VideoError
+from .files import seekable
 from .limits import Limits
 
 _CONTAINERS = ("mov", "matroska", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv", "asf", "mxf", "nut", "ivf")
@@ -25,13 +27,13 @@ _AUDIO = ("wav", "mp3", "aac", "flac")
 _READS = "mp4, mov, mkv, webm, avi, gif, apng, ts, mpg, ogv, flv, wmv, mxf, nut, ivf, y4m and raw h264, hevc, mpeg, av1"
 
 
-def open_container(file: BinaryIO, path: str, limits: Limits, *, audio: bool = False) -> InputContainer:
-    """Open `file`, which need not be seekable, under the white list; raises VideoError, naming `path`, where it is not
-    a video we read. audio: files that hold nothing but audio may be opened, too."""
+def open_container(source: Nameless, path: str, limits: Limits, *, audio: bool = False) -> InputContainer:
+    """Open a file or pipe under the white list; raises VideoError, naming `path`, where it is not a video we read.
+    audio: files that hold nothing but audio may be opened, too."""
     formats = _CONTAINERS + (_AUDIO if audio else _RAW_STREAMS)
     try:
-        return av.open(
-            _Nameless(file) if seekable(file) else _NamelessPipe(file),
+        container = av.open(
+            source,
             "r",
             options={"max_pixels": str(limits.max_pixels)},
             container_options={"format_whitelist": ",".join(formats), "protocol_whitelist": "none"},
@@ -39,9 +41,15 @@ def open_container(file: BinaryIO, path: str, limits: Limits, *, audio: bool = F
             buffer_size=1 << 18,  # fewer trips from FFmpeg into Python
             io_open=_refuse_to_open,
         )
+        source.check()
+        return container
     except ArgumentError as error:  # what the white list answers
+        source.check()
         raise VideoError(f"{path}: this format is not read as video (allowed: {_READS})") from error
     except (FFmpegError, ValueError, OSError) as error:
+        source.check()
+        if isinstance(error, MemoryError):  # av's own kind is both: no fault of the file
+            raise
         raise VideoError(f"{path}: not a video, or damaged (FFmpeg says: {reason(error)})") from error
 
 
@@ -79,28 +87,56 @@ def reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error).splitlines()[0]
 
 
-def seekable(file: BinaryIO) -> bool:
-    """Whether we can go back in `file`: not in a pipe."""
-    try:
-        return file.seekable()
-    except (AttributeError, ValueError):
-        return False
+def nameless(file: BinaryIO) -> Nameless:
+    """What FFmpeg may have of a file or pipe: its bytes, but not its name."""
+    return _NamelessFile(file) if seekable(file) else Nameless(file)
 
 
-class _NamelessPipe:
-    """A stream that FFmpeg can only read on from."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        # Of a pipe what is there, without waiting for all that is asked: frames must not wait for those after them.
-        self.read = getattr(file, "read1", file.read)
-
-
-class _Nameless:
-    """A file without the name that FFmpeg would take a format or a pattern from."""
+class Nameless:
+    """A stream without the name that FFmpeg would take a format or a pattern from; it can only be read on."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.read, self.tell = file.read, file.tell
+        # Of a pipe what is there, without waiting for all that is asked: frames must not wait for those after them.
+        self._read = getattr(file, "read1", file.read)
+        self._stopped: BaseException | None = None
+        self._count = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes in all; of a pipe, those that came so far."""
+        return self._count
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes. What goes wrong, an interrupt above all, would be lost in FFmpeg, which then asks again:
+        it is told of an end, and `check` raises."""
+        try:
+            data = b"" if self._stopped is not None else self._read(size) or b""
+        except BaseException as error:
+            self._stopped = error
+            return b""
+        self._count += len(data)
+        return data
+
+    def check(self) -> None:
+        """Raise what ended reading, if anything did."""
+        if self._stopped is not None:
+            raise self._stopped
+
+
+class _NamelessFile(Nameless):
+    """The same, and it can be gone back in."""
+
+    @property
+    def size(self) -> int:
+        here = self._file.tell()
+        end = self._file.seek(0, io.SEEK_END)
+        self._file.seek(here)
+        return end
+
+    def tell(self) -> int:
+        """Where we are."""
+        return self._file.tell()
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Go to `offset`; -1, FFmpeg's sign for an error, where a damaged file sends us to a place that cannot be."""

@@ -11,6 +11,7 @@ the user knows.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from .video_write import to_yuv
 
 __all__ = ["PIPE_FORMATS", "PipeWriter", "RawFormat", "RawReader"]
 
+logger = logging.getLogger("onedva")
 PIPE_FORMATS = ("y4m", "nut", "raw")
 
 
@@ -87,8 +89,9 @@ class RawReader:
         )
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """Yield (frames (n, H, W, 3), timestamps (n,)), n = batch but for the last. Raises VideoError for a last frame
-        that is cut off, after all whole ones, and over the limits."""
+        """Yield (frames (n, H, W, 3), timestamps (n,)), n = batch but for the last. A last frame that is cut off is
+        dropped, with a warning, and makes `info.truncated`. Raises VideoError for no frame at all, and over the
+        limits."""
         shape = self.info.height, self.info.width, 3
         size, first = shape[0] * shape[1] * 3, 0
         while True:
@@ -105,12 +108,15 @@ class RawReader:
             if whole:
                 yield frames[:whole], np.arange(first, first + whole, dtype=np.int64)
             first += whole
-            if filled % size:
-                rest = f"{filled % size} bytes after frame {first}"
-                raise VideoError(f"the pipe: {rest}, where a frame of {shape[1]}x{shape[0]} has {size}: another size?")
-            if filled < len(view):
-                self.info = replace(self.info, frames=first)
-                return
+            if filled == len(view):
+                continue
+            rest, hint = filled % size, f"where a frame of {shape[1]}x{shape[0]} has {size}: another size?"
+            if not first:
+                raise VideoError(f"the pipe: {rest or 'no'} bytes in it, {hint}")
+            if rest:
+                logger.warning("the pipe: cut off, read %d frames; dropped %d bytes after them, %s", first, rest, hint)
+            self.info = replace(self.info, frames=first, truncated=rest > 0)
+            return
 
     def close(self) -> None:
         """Nothing to close: the stream is the caller's."""

@@ -31,7 +31,7 @@ from .errors import VideoError
 from .files import open_regular
 from .limits import Limits
 from .video_info import Video, VideoInfo
-from .video_open import open_container, orientation, video_stream
+from .video_open import nameless, open_container, orientation, video_stream
 
 logger = logging.getLogger("onedva")
 
@@ -54,7 +54,8 @@ class VideoReader:
             self._file = source
         self._owned = isinstance(source, str)
         try:
-            self._container = open_container(self._file, path, limits)
+            self._source = nameless(self._file)
+            self._container = open_container(self._source, path, limits)
             self._begin(threads)
         except BaseException:
             self.close()
@@ -70,7 +71,7 @@ class VideoReader:
         context.options = {"max_pixels": str(self._limits.max_pixels)}  # holds for sizes that change on the way, too
         context.thread_count, context.thread_type = threads, "AUTO"
         self._rgb = ToRGB(threads=threads)
-        self._count = self._packets = self._errors = 0
+        self._count = self._packets = self._errors = self._end_of_packets = 0
         self._last: int | None = None
         self._decoded = self._decode()
         first = self._first = next(self._decoded, None)
@@ -169,6 +170,8 @@ class VideoReader:
                 break
             if packet is None:
                 break
+            if packet.size and packet.pos is not None:
+                self._end_of_packets = packet.pos + packet.size
             self._packets += packet.size > 0 or packet.dts is not None  # what is left out is the decoder's flush
             yield from self._frames_of(packet)
         self._end()
@@ -186,8 +189,12 @@ class VideoReader:
             yield frame
 
     def _end(self) -> None:
+        self._source.check()
         if not hasattr(self, "info"):
             return
+        rest = 0
+        if self._container.format.name == "yuv4mpegpipe":  # FFmpeg drops the start of a frame without a word
+            rest = self._source.size - self._end_of_packets
         missing = self.info.frames is not None and self._packets < self.info.frames
         if self._container.format.name.startswith("mov"):  # its index names every packet, edit lists already applied
             missing = self._packets < len(self._stream.index_entries)
@@ -195,10 +202,11 @@ class VideoReader:
             # A quarter of a second for the length of the last frame, which may be longer than the others.
             last_s = float(self._last * self.info.time_base) - (self._container.start_time or 0) / 1e6
             missing = self.info.duration_s - last_s > 0.25 + 1 / float(self.info.fps)
-        truncated = missing or self._errors > 0
+        truncated = missing or self._errors > 0 or rest > 0
         if truncated:
             of = self.info.frames or "?"
-            logger.warning("%s: damaged or cut off, read %d frames of %s", self._path, self._count, of)
+            dropped = f"; dropped {rest} bytes of one more" if rest > 0 else ""
+            logger.warning("%s: damaged or cut off, read %d frames of %s%s", self._path, self._count, of, dropped)
         self.info = replace(self.info, frames=self._count, truncated=truncated)
 
     def _timestamp(self, frame: VideoFrame) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import selectors
 import signal
@@ -22,26 +23,25 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from types import TracebackType
-from typing import Any, BinaryIO, NoReturn, Self, cast
+from typing import BinaryIO, NoReturn, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .colour import Colour
 from .errors import OneDVAError, SandboxError, VideoError
 from .files import open_regular
 from .limits import Limits
 from .typed_json import parse_as
-from .video_info import Video, VideoInfo
+from .video_info import VideoInfo
 
-__all__ = ["Sandbox", "SandboxedReader", "open_sandboxed", "read_sandboxed"]
+__all__ = ["Sandbox", "SandboxedReader", "open_sandboxed"]
 
 logger = logging.getLogger("onedva")
 HEAD = struct.Struct("<cI")  # kind and length of a message: I info, F frames, E error
 MOST_TEXT = 1 << 16
-WORKER = ("-m", "onedva_runtime.video_worker")
+WORKER = ("-P", "-m", "onedva_runtime.video_worker")  # -P: what lies in the working folder is not imported
+PATIENCE = 5.0  # seconds for a process to end that has closed its output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,12 @@ class Sandbox:
     """Longest wait for the next frames."""
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "cpu_seconds", "stall_seconds"):
+        for name in ("memory_bytes", "cpu_seconds"):  # the system counts both in whole numbers
             value = getattr(self, name)
-            if not value > 0:
-                raise ValueError(f"Sandbox.{name} must be above 0, got {value!r}")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"Sandbox.{name} must be a whole number of at least 1, got {value!r}")
+        if not 0 < self.stall_seconds < math.inf:
+            raise ValueError(f"Sandbox.stall_seconds must be above 0 and finite, got {self.stall_seconds!r}")
 
 
 class SandboxedReader:
@@ -151,9 +153,21 @@ class SandboxedReader:
         if kind != b"F" and length > MOST_TEXT:
             self._fail("it answers too much")
         if kind == b"E":
-            name, text = json.loads(self._take(length))
-            raise SandboxError(f"{self._path}: {text}") if name == "SandboxError" else VideoError(str(text))
+            self._raise(self._take(length))
         return kind, length
+
+    def _raise(self, text: bytearray) -> NoReturn:
+        """Raise what the process says went wrong: our reader's own words, or those of whoever took it over."""
+        try:
+            name, said = cast("list[object]", json.loads(text))
+            if not isinstance(said, str):
+                raise TypeError("not text")
+        except (ValueError, TypeError, RecursionError) as error:
+            self._fail(f"it answers nonsense ({str(error)[:200]})")
+        problem = "".join(letter if letter.isprintable() else "?" for letter in said[:1000])
+        if name == "SandboxError":
+            raise SandboxError(f"{self._path}: {problem}")
+        raise VideoError(problem if problem.startswith(self._path) else f"{self._path}: {problem}")
 
     def _take(self, count: int) -> bytearray:
         """The next `count` bytes that the process writes, each wait no longer than the sandbox allows."""
@@ -174,7 +188,10 @@ class SandboxedReader:
 
     def _explain(self) -> NoReturn:
         """Raise for a process that ended early."""
-        status = self._process.wait()
+        try:
+            status = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._fail("it closed its output before its work was done")
         if status == -signal.SIGXCPU or status == -signal.SIGKILL:
             self._fail(f"it took more than {self._sandbox.cpu_seconds} seconds (Sandbox.cpu_seconds), or was killed")
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
@@ -182,12 +199,15 @@ class SandboxedReader:
 
     def _parse_info(self, text: bytearray) -> VideoInfo:
         try:
-            facts: dict[str, Any] = json.loads(text)
-            facts["fps"], facts["time_base"] = Fraction(facts["fps"]), Fraction(facts["time_base"])
-            facts["colour"] = parse_as(Colour, facts["colour"], "colour")
-            return VideoInfo(**facts)
-        except (ValueError, TypeError, KeyError, ArithmeticError, OneDVAError) as error:
-            raise SandboxError(f"{self._path}: the process that decodes it answers nonsense ({error})") from error
+            info = cast(VideoInfo, parse_as(VideoInfo, json.loads(text), "info"))
+            words = [info.codec, info.pixel_format, info.colour.matrix, info.colour.primaries, info.colour.transfer]
+            if not all(word.isprintable() for word in words):
+                raise ValueError("words that cannot be printed")
+            if not (math.isfinite(info.duration_s or 0) and (info.frames or 0) >= 0):
+                raise ValueError(f"{info.frames} frames in {info.duration_s} s")
+        except (ValueError, OneDVAError, RecursionError) as error:
+            self._fail(f"it answers nonsense ({str(error)[:200]})")
+        return info
 
     def _fail(self, problem: str, *, kind: type[VideoError] = SandboxError) -> NoReturn:
         self.close()
@@ -202,37 +222,3 @@ def open_sandboxed(
     """As `open_reader`, in a process with limits. Raises VideoError as it does, SandboxError where the process ends
     before its work: by a crash, or over a limit of `sandbox`."""
     return SandboxedReader(os.fspath(path), sandbox=sandbox or Sandbox(), limits=limits or Limits(), batch=batch)
-
-
-def read_sandboxed(
-    path: str | os.PathLike[str],
-    *,
-    sandbox: Sandbox | None = None,
-    limits: Limits | None = None,
-    max_frames: int | None = None,
-) -> Video:
-    """As `read_video`, in a process with limits. Raises as `open_sandboxed`, and VideoError where the frames would take
-    more memory than `limits.max_bytes`."""
-    limits = limits or Limits()
-    parts: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
-    count = 0
-    with open_sandboxed(path, sandbox=sandbox, limits=limits) as reader:
-        for frames, timestamps in reader:
-            left = len(frames) if max_frames is None else max_frames - count
-            parts.append((frames[:left], timestamps[:left]))
-            count += len(parts[-1][0])
-            if 2 * count * frames[0].nbytes > limits.max_bytes:  # twice, while the parts are joined
-                raise VideoError(
-                    f"{os.fspath(path)}: {count} frames and more do not fit into {limits.max_bytes} bytes "
-                    "(Limits.max_bytes); read with open_sandboxed, or fewer with max_frames"
-                )
-            if max_frames is not None and count >= max_frames:
-                break
-        info = reader.info
-    return Video(
-        np.concatenate([frames for frames, _ in parts]),
-        np.concatenate([times for _, times in parts]),
-        info.time_base,
-        info.fps,
-        info,
-    )

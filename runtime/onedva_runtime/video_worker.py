@@ -25,11 +25,15 @@ def main() -> None:
 
 
 def _limit(sandbox: dict[str, Any]) -> None:
-    memory, seconds = sandbox["memory_bytes"], sandbox["cpu_seconds"]
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, most in (
+        (resource.RLIMIT_AS, sandbox["memory_bytes"]),
+        (resource.RLIMIT_CPU, sandbox["cpu_seconds"]),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, ours = resource.getrlimit(kind)  # a limit that we are under already cannot be raised
+        limit = most if ours == resource.RLIM_INFINITY else min(most, ours)
+        resource.setrlimit(kind, (limit, limit))
 
 
 def _decode(order: dict[str, Any]) -> None:

@@ -200,6 +200,9 @@ class VideoWriter:
         except (FFmpegError, OSError) as error:
             self.abort()
             raise VideoError(f"{self._path}: writing failed ({reason(error)})") from error
+        except BaseException:
+            self.abort()
+            raise
         self._container = None
         self._close_audio()
         self._output.commit()
@@ -210,7 +213,7 @@ class VideoWriter:
         try:
             if container is not None:
                 container.close()
-        except (FFmpegError, OSError):
+        except (FFmpegError, OSError, VideoError):
             pass  # the reason for giving up is on its way already
         finally:
             self._close_audio()

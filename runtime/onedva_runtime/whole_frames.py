@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onedva_runtime.clip_coding import Engine, decode_packets, encode_clips
 from onedva_runtime.clipper import Clip
 from onedva_runtime.errors import PacketError
-from onedva_runtime.packet import Packet, padded_grid
+from onedva_runtime.packet import Packet, as_packet, padded_grid
 from onedva_runtime.prepare import Decibels, grouped
 from onedva_runtime.tiles import blend, check_tiles, plan_tiles, same_clip, split
 
@@ -119,7 +119,9 @@ def decode_video(engine: Engine, packets: Iterable[Packet], *, num_steps: int, s
     batch_size: most packets per run. A key clip and the continuations after it are a chain, decoded in order; as many
     chains as that go on together. Raises as `VideoCodec.decode`.
     """
-    listed = list(packets)
+    if isinstance(packets, Packet):
+        raise TypeError("decode wants the packets of a video, got one Packet: decode_clip decodes that")
+    listed = [as_packet(packet) for packet in packets]
     sizes = {packet.whole_size for packet in listed}
     if len(sizes) != 1:
         got = ", ".join(sorted(f"{width}x{height}" for height, width in sizes)) or "no packets"

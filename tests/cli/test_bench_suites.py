@@ -18,6 +18,9 @@ def test_latency_of_several_backends_and_sizes(run: Run) -> None:
     options = ["--backend", "onnxruntime,openvino:fp32", "--size", "32x32,48x32", "--lengths", "16", "--steps", "1"]
     result = run("bench", *options, *SMALL[2:], "--json")
     assert result.exit_code == 0, result.output
+    begun, *cells = result.stderr.splitlines()  # no terminal: one line for each part, no bar
+    assert begun == "suite latency: measuring fake-v1" and len(cells) == 4
+    assert all(line.endswith(", 1 cell") for line in cells) and "openvino fp32: one clip of 17×32×48" in cells[3]
     rows = json.loads(result.stdout)["rows"]
     assert [(row["backend"], row["dtype"], row["size"]) for row in rows] == [
         (backend, "fp32", size) for backend in ("onnxruntime", "openvino") for size in ("32x32", "48x32")

@@ -92,6 +92,32 @@ def test_options_out_of_range_say_what_is_allowed(
     refused(run("encode", video, tmp_path / "out.odva", *arguments), *words)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["encode"], ["Missing argument 'IN'", "encode --help"]),
+        (["encode", "a.mp4", "b.odva", "--tokenz", "3"], ["--tokenz", "--tokens"]),
+        (["encode", "a.mp4", "b.odva", "--quantiser", "7"], ["--quantiser", "2"]),
+        (["encode", "a.mp4", "b.odva", "c"], ["unexpected extra argument", "c"]),
+        (["enc", "a.mp4"], ["No such command 'enc'", "encode"]),
+        (["--loud"], ["--loud", "--help"]),
+        (["decode", "a.odva", "b.mp4", "--pipe", "raw"], ["--pipe", "give - in place of b.mp4"]),
+    ],
+)
+def test_wrong_usage_is_one_line_too(arguments: list[str], words: list[str], refused: Refused) -> None:
+    refused(CliRunner().invoke(app, arguments), *words)
+
+
+@pytest.mark.parametrize("verb", ["demo", "bench"])
+def test_a_failure_leaves_no_empty_folder(run: Run, tmp_path: Path, refused: Refused, verb: str) -> None:
+    options = ["-o", tmp_path / "new" / "folder", "-m", "no-such-model"]
+    refused(run(verb, *options), "no-such-model")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new" / "folder").mkdir(parents=True)
+    refused(run(verb, *options), "no-such-model")
+    assert (tmp_path / "new" / "folder").is_dir()  # it was there before
+
+
 def test_outputs_that_exist_are_refused_before_any_work(
     run: Run, video: Path, tmp_path: Path, refused: Refused
 ) -> None:

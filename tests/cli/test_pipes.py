@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +19,9 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import VideoFrame
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
+from onedva.cli import app
 from onedva_runtime.clips import make_clip
 from onedva_runtime.container import load_packets
 from onedva_runtime.metrics import psnr
@@ -191,14 +193,58 @@ def test_key_clips_come_as_often_as_asked(run: Run, video: Path, tmp_path: Path)
     assert json.loads(result.stdout)["clips"] == 6  # a scene ends after frame 9
 
 
-def test_a_cut_off_or_broken_pipe_is_one_clear_line(onedva: Onedva) -> None:
+@pytest.mark.parametrize("kind", ["y4m", "raw", "nut"])
+def test_a_pipe_that_is_cut_off_is_told_of(fake_bundle: Path, tmp_path: Path, kind: str) -> None:
+    """Whole frames are kept, what is dropped is said even when quiet, and the exit code is that of damage."""
     frames = make_clip(20, 33, 50)
-    cut = onedva("encode", "-", "-", "--raw", "50x33@25", data=frames.tobytes()[:-7])
-    assert cut.returncode == 2 and b"4943 bytes after frame 19" in cut.stderr
+    data = frames.tobytes() if kind == "raw" else as_pipe(frames, kind=kind)
+    options = ["-m", str(fake_bundle), "-f", "--tokens", "0", *(["--raw", "50x33@25"] if kind == "raw" else [])]
+    for cut, quiet in ((700, []), (700, ["-q"]), (0, [])):
+        arguments = ["encode", *options, *quiet, "-", str(tmp_path / "a.odva")]
+        result = CliRunner().invoke(app, arguments, input=data[: len(data) - cut])
+        assert result.exit_code == (3 if cut else 0), result.stderr
+        assert load_packets(tmp_path / "a.odva").frames == (19 if cut else 20)
+        if not cut:
+            assert "cut off" not in result.stderr
+            continue
+        *notes, last = result.stderr.splitlines()
+        assert last == "onedva: the pipe: damaged or cut off: done with the 19 frames that could be read"
+        assert bool(notes) == (not quiet)
+        if notes and kind != "nut":
+            dropped = 4950 - 700 + (len("FRAME\n") if kind == "y4m" else 0)
+            assert "read 19 frames" in notes[-1] and f"dropped {dropped} bytes" in notes[-1]
+
+
+def test_a_broken_or_empty_pipe_is_one_clear_line(onedva: Onedva) -> None:
     damaged = onedva("decode", "-", "-", data=b"\x89ODVA no")
     assert damaged.returncode == 2 and damaged.stdout == b"" and damaged.stderr.count(b"\n") == 1
     nothing = onedva("encode", "-", "-", data=b"")
     assert nothing.returncode == 2 and nothing.stdout == b"" and b"onedva: the pipe: not a video" in nothing.stderr
+    for data, message in ((b"", b"no bytes in it"), (bytes(700), b"700 bytes in it, where a frame of 50x33 has 4950")):
+        nothing = onedva("encode", "-", "-", "--raw", "50x33@25", data=data)
+        assert nothing.returncode == 2 and nothing.stdout == b"" and b"onedva: the pipe: " + message in nothing.stderr
+
+
+@pytest.mark.parametrize(("verb", "given"), [("encode", ""), ("encode", "YUV4MPEG2 W64"), ("decode", "")])
+def test_an_interrupt_while_a_pipe_is_silent(verb: str, given: str, fake_bundle: Path, tmp_path: Path) -> None:
+    suffix = "odva" if verb == "encode" else "mp4"
+    code = "import sys; from onedva.cli import main; print('begun', file=sys.stderr, flush=True); main()"
+    command = [sys.executable, "-c", code, verb, "-m", str(fake_bundle), "-", str(tmp_path / f"a.{suffix}")]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        assert process.stderr.readline() == b"begun\n"
+        process.stdin.write(given.encode())
+        process.stdin.flush()
+        time.sleep(2)  # by then it waits for bytes
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stderr.read() == b"onedva: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_and_a_reader_that_has_enough_end_it_at_once(fake_bundle: Path, onedva: Onedva) -> None:

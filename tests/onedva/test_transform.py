@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from nano import random_transform
+from odva_files import make_packet
 from onedva.config import OneDVAConfig
 from onedva.encoder import linear_error
 from onedva.model import OneDVA
 from onedva.patches import patchify
 from onedva.transform import FIRST_GROUP, PatchTransform
+from onedva_runtime.quantiser import LEAST_STEP, MOST_STEP, Quantiser, levels_of
 
 KEY, CONTINUATION = torch.tensor([True]), torch.tensor([False])
 SIZES = [(groups, key) for key in (True, False) for groups in range(1, 6) if groups > 1 or key]
@@ -230,3 +232,18 @@ def test_what_stands_still_is_sent_once(pca_model, video: Tensor) -> None:
     of_single, of_shared = ((part - patches).square().mean() for part in (single, shared))
     torch.testing.assert_close(error_of(model, still), of_shared, atol=1e-6, rtol=1e-2)
     assert error_of(model, still) < 0.7 * of_single
+
+
+@pytest.mark.parametrize("classes", range(2, 17))
+def test_the_class_survives_any_quantiser(nano: Callable[..., OneDVAConfig], classes: int) -> None:
+    """Column i is of class i; rounded as in a file, the nearest class value is still its own."""
+    transform = PatchTransform(nano(clip_frames=1, classes=classes)).requires_grad_(False)
+    random_transform(transform)
+    told = transform.class_values(torch.zeros(1))
+    packet = make_packet(frames=1, tokens=0, height=16, width=16 * classes, structural=6, latent=10)
+    packet.structural[0, 0, :, -1] = told
+    for step in np.geomspace(LEAST_STEP, MOST_STEP, 45).tolist():
+        levels = levels_of(transform.latent_std.double().numpy(), step)
+        quantiser = Quantiser(structural_channels=6, latent_channels=10, step=step, levels={(True, 1): levels})
+        stored = torch.from_numpy(quantiser.apply(packet).structural)
+        assert transform.chosen(stored[None])[0].argmax(dim=1).tolist() == list(range(classes)), step

@@ -13,7 +13,8 @@ import onnx
 import pytest
 
 from onedva_runtime.bundle import parse_manifest, read_bundle, write_manifest
-from onedva_runtime.errors import BundleError
+from onedva_runtime.errors import BackendError, BundleError
+from onedva_runtime.private_cache import private_folder
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -238,4 +239,25 @@ def test_a_cache_that_cannot_be_made_costs_time_only(
     monkeypatch.setenv("ONEDVA_CACHE", str(tmp_path / "file" / "cache"))
     codec = VideoCodec.from_pretrained(fake_bundle, threads=1)
     assert all(case["passed"] for case in codec.selftest())
-    assert "every start takes longer: point ONEDVA_CACHE" in caplog.text
+    assert caplog.text.count("every start takes longer: point ONEDVA_CACHE") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="owners and modes are those of POSIX systems")
+def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = tmp_path / "shared"
+    monkeypatch.setenv("ONEDVA_CACHE", str(top))
+    top.mkdir()
+    top.chmod(0o777)  # others could put a folder of theirs in the place of ours
+    with pytest.raises(BackendError, match="belongs to another user or may be written to by others"):
+        private_folder("kind", "name")
+    assert list(top.iterdir()) == []
+    top.chmod(0o1777)  # as /tmp: what is ours stays ours
+    assert private_folder("kind", "name") == top / "kind" / "name"
+    (top / "kind").chmod(0o770)
+    with pytest.raises(BackendError, match="mode 0700"):
+        private_folder("kind", "name")
+    (top / "kind").chmod(0o700)
+    top.chmod(0o755)
+    monkeypatch.setattr("os.geteuid", lambda: top.stat().st_uid + 12345)
+    with pytest.raises(BackendError, match="belongs to another user"):
+        private_folder("kind", "name")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from odva_files import as_bytes, assert_same, make_packet, make_quantiser, make_tiles, make_video
 from onedva_runtime.container import PacketWriter, load_packets, open_packets, save_packets
-from onedva_runtime.errors import PacketError, Truncated
+from onedva_runtime.errors import Corrupt, PacketError, Truncated
 from onedva_runtime.packet import Packet
 
 
@@ -210,9 +210,9 @@ def test_memory_stays_flat() -> None:
 def test_saving_is_whole_or_nothing(tmp_path: Path) -> None:
     path, good, quantiser = tmp_path / "a.odva", make_packet(), make_quantiser()
 
-    def breaks() -> Iterator[Packet]:
+    def breaks(cause: Exception) -> Iterator[Packet]:
         yield good
-        raise RuntimeError("the camera fell")
+        raise cause
 
     huge = replace(good, latents=np.full((3, 4), 1e9, np.float32))
     other = make_packet(structural=3)
@@ -231,9 +231,14 @@ def test_saving_is_whole_or_nothing(tmp_path: Path) -> None:
             save_packets(path, packets, quantiser=quantiser)
         assert str(path) in str(caught.value)
         assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RuntimeError, match="camera"):
-        save_packets(path, breaks(), quantiser=quantiser)
-    assert list(tmp_path.iterdir()) == []
+    for cause in (
+        RuntimeError("the camera fell"),
+        OSError(5, "Input/output error", "in.odva"),
+        Corrupt("in: bad"),
+    ):
+        with pytest.raises(type(cause)) as caught:  # what is not this file's fault is not said of it
+            save_packets(path, breaks(cause), quantiser=quantiser)
+        assert caught.value is cause and list(tmp_path.iterdir()) == []
     with pytest.raises(PacketError, match="does not belong"):
         save_packets(path, [good], quantiser=quantiser, fps=Fraction(25))
 
@@ -248,3 +253,24 @@ def test_saving_is_whole_or_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.odva"]
     save_packets(path, [make_packet(frames=9)], quantiser=quantiser, overwrite=True)
     assert load_packets(path).frames == 9
+
+
+def test_what_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
+    good = make_packet()
+    tall = make_packet(height=65537, width=1, tokens=0)
+    wrong = replace(make_quantiser(), levels={(True, 2): np.full((2, 6), 137, np.int16)})
+    for packets, options, message in (
+        ([good], {"colour": "x" * 65536}, "the format holds 65536"),
+        ([good], {"colour": "bell\a"}, "printed"),
+        ([tall], {"quantiser": make_quantiser()}, "height as 65537"),
+        ([make_packet(times=True)], {"time_base": Fraction(1, 10**20)}, "time_base"),
+        ([good], {"quantiser": wrong}, "levels must be from"),
+    ):
+        base = options.pop("time_base", None)
+        packets = [replace(packet, time_base=base or packet.time_base) for packet in packets]
+        with pytest.raises(PacketError, match=message):
+            save_packets(tmp_path / "a.odva", packets, **{"quantiser": make_quantiser(), **options})
+        stream = io.BytesIO()
+        with pytest.raises(PacketError, match=message):
+            save_packets(stream, packets, **{"quantiser": make_quantiser(), **options})
+        assert stream.getvalue() == b"" and list(tmp_path.iterdir()) == []

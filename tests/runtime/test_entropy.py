@@ -23,7 +23,7 @@ from onedva_runtime.entropy import (
     magnitudes,
 )
 from onedva_runtime.entropy_tables import TABLES
-from onedva_runtime.errors import Corrupt
+from onedva_runtime.errors import Corrupt, PacketError
 from onedva_runtime.latent_coding import (
     Neighbourhood,
     decode_segment,
@@ -158,3 +158,13 @@ def test_clips_come_back(frames: int, height: int, width: int, key: bool, struct
     got = decode_segment(Decoder(TABLES, part.bytes()), len(places), around)
     np.testing.assert_array_equal(got[0], places)
     np.testing.assert_array_equal(got[1], latents)
+
+
+def test_the_largest_integer_passes_and_a_larger_one_is_refused() -> None:
+    integers = np.array([LARGEST, -LARGEST], np.int32)
+    encoder = Encoder(TABLES)
+    encoder.code(np.array([64, 64]), integers)
+    np.testing.assert_array_equal(Decoder(TABLES, encoder.bytes()).code(np.array([64, 64])), integers)
+    for bad in (LARGEST + 1, -(2**31)):
+        with pytest.raises(PacketError, match=f"the format holds {LARGEST}"):
+            Encoder(TABLES).code(np.array([64]), np.array([bad], np.int32))

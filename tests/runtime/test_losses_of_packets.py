@@ -100,8 +100,10 @@ def test_a_sender_can_be_asked_for_a_key(codec: VideoCodec) -> None:
 
 def test_a_named_loss_is_concealed_at_once(codec: VideoCodec, packets: list[Packet], whole: np.ndarray) -> None:
     decoder = codec.open_decoder(conceal="raise")
-    with pytest.raises(PacketError, match="nothing was shown yet"):
-        decoder.lost(1)
+    partly: list[dict[str, Any]] = [{}, {"first_frame": 0}, {"frame_size": (20, 33)}]
+    for options in partly:
+        with pytest.raises(PacketError, match=r"nothing was shown yet: .* or give first_frame and frame_size"):
+            decoder.lost(1, **options)
     decoder.push(packets[0])
     (held,) = decoder.lost(16)
     assert held.shape == (16, 20, 33, 3) and (held == whole[16]).all()
@@ -160,3 +162,35 @@ def test_held_frames_take_no_memory_of_their_own(codec: VideoCodec, packets: lis
     decoder.push(packets[0])
     (held,) = decoder.lost(900_000)
     assert held.shape[0] == 900_000 and held.strides[0] == 0 and not held.flags.writeable
+
+
+def test_the_start_of_a_stream_can_be_lost(codec: VideoCodec, packets: list[Packet], whole: np.ndarray) -> None:
+    reports: list[StreamReport] = []
+    decoder = codec.open_decoder(on_report=reports.append)
+    (grey,) = decoder.lost(33, timestamps=TICKS[:33], first_frame=0, frame_size=(20, 33))
+    assert grey.shape == (33, 20, 33, 3) and (grey == 128).all() and decoder.needs_key
+    np.testing.assert_array_equal(decoder.push(packets[2])[0], whole[33:50])
+    assert [(report.first_frame, report.frames, report.concealed) for report in reports] == [
+        (0, 33, "lost"),
+        (33, 17, ""),
+    ]
+    assert reports[0].timestamps is not None and (reports[0].timestamps == TICKS[:33]).all()
+    with pytest.raises(ValueError, match="one per lost frame"):
+        decoder.lost(3, timestamps=TICKS[:2])
+
+
+def test_a_stream_that_was_left_takes_nothing_more(codec: VideoCodec) -> None:
+    frames = VIDEO[:5]
+    with codec.open_encoder() as encoder:
+        packets = [*encoder.push(frames), *encoder.flush()]
+    with codec.open_decoder() as decoder:
+        decoder.push(packets[0])
+    for call in (
+        lambda: encoder.push(frames),
+        encoder.flush,
+        lambda: decoder.push(packets[0]),
+        decoder.flush,
+        lambda: decoder.lost(1),
+    ):
+        with pytest.raises(ValueError, match="left by its with block: push and flush inside it, or open another"):
+            call()

@@ -1,5 +1,6 @@
 """Packets: what is inconsistent, of another model or over a limit is refused by name; cutting one gives a prefix."""
 
+import io
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from onedva_runtime.codec import VideoCodec
+from onedva_runtime.container import save_packets
 from onedva_runtime.errors import PacketError, WrongModel
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
@@ -138,3 +140,36 @@ def test_a_target_is_reached_by_what_the_last_latent_promises(packet: Packet) ->
     assert reaches(replace(packet, predicted_error=errors), Decibels(39.9))
     assert not reaches(replace(packet, predicted_error=errors), Decibels(40.1))
     assert reaches(replace(packet, predicted_error=None), Decibels(90.0))
+
+
+def test_what_is_no_packet_is_named(codec: VideoCodec) -> None:
+    """Frames where packets belong, one packet where several do, a target where a number belongs."""
+    frames = np.zeros((5, 20, 33, 3), np.uint8)
+    packet = codec.encode_clip(frames, tokens=16)
+    wrong: Any = frames
+    with pytest.raises(TypeError, match=r"got one Packet: decode_clip decodes that"):
+        codec.decode(packet)  # type: ignore[arg-type]
+    for call in (
+        lambda: codec.decode(wrong),
+        lambda: codec.decode_clip(wrong),
+        lambda: codec.open_decoder().push(wrong),
+        lambda: save_packets(io.BytesIO(), wrong, quantiser=codec.quantiser()),
+    ):
+        with pytest.raises(
+            TypeError, match=r"wanted a Packet, got an array of shape \((5, )?20, 33, 3\): encode makes"
+        ):
+            call()
+    with pytest.raises(TypeError, match="wanted a Packet, got str: encode and open_packets give packets"):
+        codec.decode(["a.odva"])  # type: ignore[list-item]
+    for tokens in ("35dB", 3.0, None, True):
+        with pytest.raises(TypeError, match=r"tokens must be a whole number, got .*; a target in dB"):
+            packet.thin(tokens)  # type: ignore[arg-type]
+    assert packet.thin(np.int64(3)).tokens == 3  # type: ignore[arg-type]
+
+
+def test_a_packet_shows_what_it_is(codec: VideoCodec) -> None:
+    packet = codec.encode_clip(np.zeros((5, 20, 33, 3), np.uint8), tokens=6, first_frame=7)
+    assert repr(packet) == f"Packet(key clip, frames 7 to 11, 33x20, {packet.tokens} latents)"
+    tile = replace(packet, corner=(16, 0), frame_size=(64, 33), is_key=False)
+    expected = f"Packet(continuation clip, frames 7 to 11, 33x20 at (16, 0) of 33x64, {packet.tokens} latents)"
+    assert repr(tile) == expected

@@ -14,6 +14,8 @@ from odva_files import as_bytes, assert_same, make_packet, make_quantiser
 from onedva_runtime.bundle import read_bundle
 from onedva_runtime.codec import VideoCodec
 from onedva_runtime.container import load_packets, save_packets
+from onedva_runtime.container_packet import encode_packet, join, store_packet
+from onedva_runtime.entropy_tables import TABLES
 from onedva_runtime.errors import BundleError, MissingLevels, PacketError
 from onedva_runtime.quantiser import latent_std, quantiser_of, steps_of, to_integers
 
@@ -86,7 +88,7 @@ def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
             latent_std(path)
 
 
-@pytest.mark.parametrize("step", [0, -1, float("nan"), float("inf"), 1e9])
+@pytest.mark.parametrize("step", [0, -1, float("nan"), float("inf"), 2**-11, 2.01])
 def test_steps_that_make_no_sense_are_refused(codec: VideoCodec, step: float) -> None:
     with pytest.raises(ValueError, match="step must be from"):
         codec.quantiser(step=step)
@@ -120,3 +122,10 @@ def test_the_codec_brings_its_own(codec: VideoCodec, tmp_path: Path) -> None:
     loaded = load_packets(tmp_path / "a.odva").packets[0]
     assert np.abs(loaded.structural - packet.structural).max() <= 0.01
     assert np.abs(codec.decode_clip(loaded).astype(int) - codec.decode_clip(packet)).max() <= 2
+
+
+def test_what_is_stored_is_what_is_found_there() -> None:
+    packet, quantiser = make_packet(key=False, first=5, frames=8), make_quantiser()
+    coded, stored = store_packet(packet, quantiser, TABLES)
+    assert join(coded) == join(encode_packet(packet, quantiser, TABLES))
+    assert_same(stored, quantiser.apply(packet))

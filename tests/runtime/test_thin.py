@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,30 @@ def test_the_golden_property_of_a_prefix() -> None:
     short = load_packets(io.BytesIO(as_bytes([packet.thin(64)]))).packets[0]
     np.testing.assert_array_equal(long.latents, short.latents)
     np.testing.assert_array_equal(long.anchors, short.anchors)
+
+
+def test_a_rate_holds_where_the_index_is_large(tmp_path: Path) -> None:
+    """500 clips of a variable rate: their times take more of the index than of anything else."""
+    random = np.random.default_rng(0)
+    packets: list[Packet] = []
+    tick = 0
+    for number in range(500):
+        packet = make_packet(frames=1, tokens=1, height=16, width=16, first=number, errors=True)
+        tick += int(random.integers(1, 1 << 40))
+        packets.append(replace(packet, timestamps=np.array([tick]), time_base=Fraction(1, 1 << 40)))
+    source, target = tmp_path / "in.odva", tmp_path / "out.odva"
+    save_packets(source, packets, quantiser=make_quantiser())
+    size, least = source.stat().st_size, thin_file(source, target, tokens=0).bytes
+    per_byte = 8e-3 * (30000 / 1001) / 500
+    for share_of_it in (0.9, 0.5, 0.2):
+        rate = per_byte * (least + share_of_it * (size - least))
+        result = thin_file(source, target, max_kbps=rate, overwrite=True)
+        assert result.bytes == target.stat().st_size <= rate / per_byte
+        assert 0 < sum(result.tokens) < 500
+    assert sum(result.tokens) >= 0.05 * 500  # the budget is used
+
+
+def test_a_file_may_be_thinned_in_place(source: Path) -> None:
+    before = source.stat().st_size
+    result = thin_file(source, source, tokens=0, overwrite=True)
+    assert (result.bytes_before, result.bytes) == (before, source.stat().st_size) and result.bytes < before

@@ -2,10 +2,12 @@
 
 import json
 import struct
+import subprocess
 import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,13 @@ from onedva_runtime.clips import make_clip
 from onedva_runtime.errors import SandboxError, VideoError
 from onedva_runtime.limits import Limits
 from onedva_runtime.video_io import VideoWriter, open_reader, read_video
-from onedva_runtime.video_sandbox import Sandbox, open_sandboxed, read_sandboxed
+from onedva_runtime.video_sandbox import Sandbox, open_sandboxed
+
+
+def frames_of(path: Path, *, sandbox: Sandbox | None = None, limits: Limits | None = None) -> np.ndarray:
+    """All frames, through the sandbox."""
+    with open_sandboxed(path, sandbox=sandbox, limits=limits) as reader:
+        return np.concatenate([frames for frames, _ in reader])
 
 
 def write(path: Path, *, frames: int = 20, height: int = 48, width: int = 64) -> Path:
@@ -36,15 +44,11 @@ def test_a_normal_video_gives_identical_frames(tmp_path: Path) -> None:
             np.testing.assert_array_equal(frames, boxed_frames)
             np.testing.assert_array_equal(times, boxed_times)
         assert boxed.info == plain.info and boxed.info.frames == 20
-    video, boxed_video = read_video(path), read_sandboxed(path)
-    np.testing.assert_array_equal(video.frames, boxed_video.frames)
-    assert (video.fps, video.time_base, video.info) == (boxed_video.fps, boxed_video.time_base, boxed_video.info)
-    assert read_sandboxed(path, max_frames=3).frames.shape == (3, 48, 64, 3)
 
 
 def test_real_clips_are_the_same(dev_clips: list[Path]) -> None:
-    frames = read_video(dev_clips[0], max_frames=20).frames
-    np.testing.assert_array_equal(read_sandboxed(dev_clips[0], max_frames=20).frames, frames)
+    with open_sandboxed(dev_clips[0], batch=20) as reader:
+        np.testing.assert_array_equal(next(iter(reader))[0], read_video(dev_clips[0], max_frames=20).frames)
 
 
 def test_a_cut_video_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -68,23 +72,32 @@ def test_what_is_refused_is_refused_the_same_way(tmp_path: Path) -> None:
         (video, Limits(max_frames=3), r"Limits\.max_frames"),
     ):
         with pytest.raises(VideoError, match=message) as caught:
-            read_sandboxed(path, limits=limits)
+            frames_of(path, limits=limits)
         assert not isinstance(caught.value, SandboxError)
-    with pytest.raises(VideoError, match=r"Limits\.max_bytes"):
-        read_sandboxed(video, limits=Limits(max_bytes=video.stat().st_size + 100))
-    for options in ({"memory_bytes": 0}, {"cpu_seconds": -1}, {"stall_seconds": 0}):
-        with pytest.raises(ValueError, match=r"Sandbox\..* must be above 0"):
+    wrong: list[dict[str, Any]] = [
+        {"memory_bytes": 0},
+        {"memory_bytes": 1e9},
+        {"cpu_seconds": -1},
+        {"cpu_seconds": 1.5},
+    ]
+    for options in wrong:
+        with pytest.raises(ValueError, match=r"Sandbox\..* must be a whole number of at least 1"):
             Sandbox(**options)
+    for stall in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"Sandbox\.stall_seconds must be above 0 and finite"):
+            Sandbox(stall_seconds=stall)
     with pytest.raises(ValueError, match="batch"):
         open_sandboxed(video, batch=0)
 
 
 def test_a_hog_of_memory_is_stopped(tmp_path: Path) -> None:
     path = write(tmp_path / "large.mp4", frames=3, height=2160, width=3840)
+    with open_sandboxed(path, batch=1) as reader:  # with the usual limits it is read
+        assert sum(len(frames) for frames, _ in reader) == 3
     small = Sandbox(memory_bytes=600 << 20)
-    assert read_sandboxed(write(tmp_path / "a.mp4"), sandbox=small).frames.shape[0] == 20
-    refusal = pytest.raises(VideoError, match=r"Sandbox\.memory_bytes|Cannot allocate memory|was stopped")
-    with refusal, open_sandboxed(path, sandbox=small, batch=30) as reader:
+    assert frames_of(write(tmp_path / "a.mp4"), sandbox=small).shape[0] == 20
+    refusal = pytest.raises(SandboxError, match=rf"takes more memory than {600 << 20} bytes \(Sandbox\.memory_bytes\)")
+    with refusal, open_sandboxed(path, sandbox=small, batch=30) as reader:  # 746 MB of pixels
         list(reader)
 
 
@@ -123,7 +136,21 @@ def info(**changes: object) -> tuple[bytes, bytes]:
         ("os.kill(os.getpid(), signal.SIGSEGV)", "ended with SIGSEGV"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "killed"),
         ("sys.exit(3)", "exit status 3"),
+        ("os.close(1)\ntime.sleep(60)", "closed its output"),
         (says((b"I", b"{}")), "nonsense"),
+        (says((b"I", b"\xff{")), "nonsense"),
+        (says((b"I", b"[" * 60000)), "nonsense"),
+        (says(info(width="64")), "nonsense"),
+        (says(info(frames=-1)), "nonsense"),
+        (says(info(fps="1e999999999")), "nonsense"),
+        (says(info(codec="\x1b[2J")), "nonsense"),
+        (says((b"I", json.dumps({**INFO, "duration_s": None}).replace("null", "1e999").encode())), "nonsense"),
+        (says((b"E", b"no JSON")), "nonsense"),
+        (says((b"E", b"[" * 60000)), "nonsense"),
+        (says((b"E", b'["VideoError"]')), "nonsense"),
+        (says((b"E", b"7")), "nonsense"),
+        (says((b"E", b'["VideoError", 7]')), "nonsense"),
+        (says((b"E", b'["VideoError", "\\u001b[2J bad"]')), r": \?\[2J bad"),
         (says((b"I", b"[]")), "nonsense"),
         (says((b"F", b"")), "what was not asked"),
         (says(info(fps="1/0")), "nonsense"),
@@ -142,11 +169,12 @@ def test_a_worker_that_crashes_stalls_or_lies(
 ) -> None:
     path = write(tmp_path / "a.mp4", frames=2)
     worker(code, monkeypatch)
+    monkeypatch.setattr(video_sandbox, "PATIENCE", 0.5)
     begun = time.monotonic()
     sandbox = Sandbox(stall_seconds=0.5 if "sleep" in code else 30)
     with pytest.raises(VideoError, match=message) as caught, open_sandboxed(path, sandbox=sandbox) as reader:
         list(reader)
-    assert str(path) in str(caught.value) and time.monotonic() - begun < 20
+    assert str(path) in str(caught.value) and str(caught.value).isprintable() and time.monotonic() - begun < 20
 
 
 def test_leaving_early_leaves_no_process(tmp_path: Path) -> None:
@@ -161,5 +189,23 @@ def test_the_worker_imports_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write(tmp_path / "a.mp4", frames=2)
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert read_sandboxed(path).frames.shape[0] == 2
-    assert sys.executable
+    assert frames_of(path).shape[0] == 2
+
+
+def test_the_worker_imports_nothing_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.mp4", frames=2)
+    for name in ("resource", "json", "av"):
+        (tmp_path / f"{name}.py").write_text("import sys\nsys.exit(77)")
+    monkeypatch.chdir(tmp_path)
+    assert frames_of(path).shape[0] == 2
+
+
+def test_limits_that_we_are_under_already_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", frames=2)
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (500, 500))\n"
+        "from onedva_runtime.video_sandbox import open_sandboxed\n"
+        f"with open_sandboxed({str(path)!r}) as reader: print(sum(len(frames) for frames, _ in reader))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2\n", done.stderr
