@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VIDEO ?=
 BENCH ?=
+TEST_JOBS ?= 2
 
 # pip reads these in its isolated builds too, where `-c` does not reach; newer versions of pip want the second name there.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -20,8 +21,9 @@ CXX_FILES := $(wildcard cpp_ext/*)
 demo: .venv-demo/ready
 	.venv-demo/bin/onedva demo $(if $(VIDEO),--video "$(VIDEO)") -o demo -f
 
+# In TEST_JOBS processes, one thread each for PyTorch: most of it is Python that exports graphs and parses files.
 test: .venv/ready
-	ONEDVA_REQUIRE=$${ONEDVA_REQUIRE:-slow} .venv/bin/python -m pytest
+	ONEDVA_REQUIRE=$${ONEDVA_REQUIRE:-slow} OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(TEST_JOBS) --dist loadgroup
 
 # Every row of the speed bars, written to docs/benchmarks.md: about 20 minutes, on a machine that does nothing else.
 # BENCH=--quick shows in a few minutes that it works.

@@ -46,6 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"ONEDVA_REQUIRE knows {', '.join(NEEDS)}; got {', '.join(sorted(unknown))}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those of one file share one, and so do all that want the exported model,
+    which takes minutes to make."""
+    for item in items:
+        wants_bundle = "bundle" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("exported" if wants_bundle else str(item.path)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, missing in NEEDS.items():
         if item.get_closest_marker(name) and (reason := missing()):
