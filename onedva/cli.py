@@ -38,6 +38,7 @@ from onedva.commands.options import (
     Threads,
     Tokens,
 )
+from onedva.commands.serve import serve
 from onedva.commands.shard_verb import shard
 from onedva.commands.training import train
 
@@ -143,7 +144,7 @@ def decode(
         Path | None, typer.Option("--audio", help="A file whose sound is copied as it is, such as the source.")
     ] = None,
     pipe: Annotated[
-        str, typer.Option("--pipe", help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB.")
+        str, typer.Option("--pipe", help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB; mp4.")
     ] = "y4m",
     skip_damage: Annotated[
         bool,
@@ -349,6 +350,7 @@ app.command()(export)
 app.command("eval")(evaluate)
 app.command()(shard)
 app.command()(thin)
+app.command()(serve)
 app.command()(ablate)
 
 if __name__ == "__main__":
