@@ -224,7 +224,7 @@ def _add_files(app: FastAPI, service: Service) -> None:
     )
     async def encode(query: Annotated[EncodeQuery, Query()]) -> Streamed:
         """A video file in, an `.odva` file out."""
-        service.expected_tokens(query.tokens)
+        service.expected_tokens(query.tokens, 1)  # refused before anything is read
         return encoded(service, EncodeOptions(**query.model_dump()))
 
     @app.post(

@@ -76,12 +76,12 @@ def encode_video(
         stall_seconds=max(1.0, settings.send_stall_seconds),
     )
     clip_frames = LOW_LATENCY_FRAMES if options.low_latency else codec.clip_frames
-    tokens = service.expected_tokens(options.tokens)
     with open_sandboxed(file, sandbox=sandbox, limits=settings.limits, batch=17) as reader:
         info = reader.info
         _check_rate(info.fps)
         _check_length(info.duration_s or 0.0, settings.max_video_seconds)
-        seconds = cost.encode(positions_of(clip_frames, info.height, info.width), tokens)
+        positions = positions_of(clip_frames, info.height, info.width)
+        seconds = cost.encode(positions, service.expected_tokens(options.tokens, positions))
         per_frame = seconds / max(1, clip_frames - 1)
         expected = min(info.frames or 0, settings.limits.max_frames)  # what the file says: more is charged as it comes
         flow.call(lambda: charge.expect(per_frame * expected, deadline=options.deadline_s))

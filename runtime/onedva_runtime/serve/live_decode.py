@@ -143,7 +143,8 @@ def decode_share(service: Service, query: LiveDecodeQuery, steps: int) -> float:
         raise Refusal(422, "bad_parameter", f"steps: this model takes 1 to {most}, got {steps}")
     frames = clip_frames(service, query)
     positions = positions_of(frames, query.height, query.width)
-    return service.cost.decode(positions, service.expected_tokens(query.tokens), steps) * query.fps / max(1, frames - 1)
+    tokens = service.expected_tokens(query.tokens, positions)
+    return service.cost.decode(positions, tokens, steps) * query.fps / max(1, frames - 1)
 
 
 async def live_decode(service: Service, socket: WebSocket) -> None:

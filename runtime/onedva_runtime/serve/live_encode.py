@@ -134,7 +134,7 @@ def encode_share(service: Service, query: LiveEncodeQuery, tokens: str) -> float
     """What the session takes of the machine. Raises Refusal."""
     frames = clip_frames(service, query)
     positions = positions_of(frames, query.height, query.width)
-    return service.cost.encode(positions, service.expected_tokens(tokens)) * query.fps / max(1, frames - 1)
+    return service.cost.encode(positions, service.expected_tokens(tokens, positions)) * query.fps / max(1, frames - 1)
 
 
 async def live_encode(service: Service, socket: WebSocket) -> None:

@@ -3,6 +3,7 @@ not wait."""
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -103,10 +104,16 @@ def serve(
     port: 0 takes a free one. certificate, key: PEM files; with them the service speaks TLS only. on_listen: called
     with the address once it listens. Raises OSError where it cannot, which ssl.SSLError for wrong files is too.
     """
+    logging.getLogger("uvicorn.error").addFilter(_worth_telling)
     server, bound, address = make_server(service, host=host, port=port, certificate=certificate, key=key)
     on_listen(address)
     server.run(sockets=[bound])
     return service.problem is None
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """uvicorn takes a session that was refused over HTTP for one that was forgotten, and says so each time."""
+    return record.getMessage() != "ASGI callable returned without completing handshake."
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -110,14 +110,15 @@ class Service:
         self.live_threads.shutdown()
         self.batcher.close()
 
-    def expected_tokens(self, tokens: str) -> int:
-        """How many latents to charge a clip for: as many as are asked for, all where its content decides. Raises
-        Refusal for what is not a number of latents."""
+    def expected_tokens(self, tokens: str, positions: int) -> int:
+        """How many latents to charge a clip of `positions` grid positions for: as many as are asked for, all that it
+        can have where its content decides. Raises Refusal for what is not a number of latents."""
         try:
             budget = parse_tokens(tokens)
         except ValueError as error:
             raise Refusal(422, "bad_tokens", str(error)) from None
-        return min(budget, self.live_codec.max_tokens) if isinstance(budget, int) else self.live_codec.max_tokens
+        most = min(positions, self.live_codec.max_tokens)
+        return min(budget, most) if isinstance(budget, int) else most
 
     def note_clip(self, work: str, report: StreamReport) -> None:
         """Count a clip that was coded, in any thread. work: "encode" or "decode"."""
