@@ -219,7 +219,7 @@ def _add_files(app: FastAPI, service: Service) -> None:
         "/v1/encode",
         response_class=Response,
         responses={200: {"content": _media(ODVA_TYPE)}, **_problems(408, 413, 422, 429, 503)},
-        openapi_extra={"requestBody": {"required": True, "content": _media("application/octet-stream", "video/*")}},
+        openapi_extra={"requestBody": {"required": True, "content": _media("application/octet-stream", "video/mp4")}},
         tags=["codec"],
     )
     async def encode(query: Annotated[EncodeQuery, Query()]) -> Streamed:

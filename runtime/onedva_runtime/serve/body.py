@@ -28,7 +28,8 @@ async def body_parts(request: Request, settings: Settings, metrics: Metrics) -> 
     while True:
         start = time.monotonic()
         try:
-            message = await asyncio.wait_for(request.receive(), settings.upload_stall_seconds)
+            async with asyncio.timeout(settings.upload_stall_seconds):
+                message = await request.receive()
         except TimeoutError:
             seconds = settings.upload_stall_seconds
             raise Refusal(408, "too_slow", f"nothing came for {seconds:g} s: send the body without a pause") from None

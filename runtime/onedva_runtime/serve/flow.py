@@ -69,7 +69,7 @@ class Flow(Generic[Item]):
     async def close(self) -> None:
         """Leave the generator, in its thread, and wait until it has ended. Never raises what it raised."""
         self._cancelled.set()
-        self._room.release(1 << 20)
+        self._room.release()  # the thread looks for a cancel each time that it gets room
         await asyncio.wait([self._future])
         if not self._future.cancelled():
             self._future.exception()  # it was asked for: no warning that nobody did
