@@ -203,7 +203,7 @@ def test_more_tokens_and_steps_cost_more(server) -> None:
 
 
 def test_work_that_fails_at_once_is_answered_at_once(server) -> None:
-    """The codec gives up while the body is still being handed on: whoever waits for the other must not wait for good."""
+    """The codec gives up while the body is still being handed on: neither may wait for the other for good."""
     with httpx.Client(base_url=server.address, timeout=5) as client:
         for size in range(300):
             body = iter([b"x" * 12, b"y" * 100 * size])
