@@ -69,7 +69,10 @@ class Service:
         """Why it is not ready; None where it is."""
 
     def warm_up(self) -> None:
-        """Pass the golden test and measure what work costs. Raises BackendError where the test fails."""
+        """Pass the golden test and measure what work costs, unless that was done. Raises BackendError where the test
+        fails."""
+        if self.problem is None:
+            return
         start = time.monotonic()
         for case in self._alone.selftest():
             if not case["passed"]:
