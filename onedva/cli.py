@@ -38,6 +38,7 @@ from onedva.commands.options import (
     Threads,
     Tokens,
 )
+from onedva.commands.serve import serve
 from onedva.commands.shard_verb import shard
 from onedva.commands.training import train
 
@@ -146,7 +147,7 @@ def decode(
         str | None,
         typer.Option(
             "--pipe",
-            help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB.",
+            help="What goes to stdout: y4m; nut, RGB with time stamps; raw, bare RGB; mp4.",
             show_default="y4m",
         ),
     ] = None,
@@ -354,6 +355,7 @@ app.command()(export)
 app.command("eval")(evaluate)
 app.command()(shard)
 app.command()(thin)
+app.command()(serve)
 app.command()(ablate)
 
 if __name__ == "__main__":

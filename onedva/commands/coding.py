@@ -203,7 +203,7 @@ def decode_file(
             terminal.progress("decode", total=None) as advance,
         ):
             for frames, report in clips:
-                if stdout is not None and pipe != "nut" and uneven(report.timestamps, header):
+                if stdout is not None and pipe in ("y4m", "raw") and uneven(report.timestamps, header):
                     logger.warning("frames are unevenly spaced in time, which %s cannot say: --pipe nut can", pipe)
                 writer.write(frames, report.timestamps)
                 reports.append(report)

@@ -4,13 +4,16 @@ onedva/cli.py, which registers them; a missing extra is named in one line."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onedva.commands.console import Terminal
 from onedva.commands.failures import needs_extra
 from onedva.commands.options import Force, Quiet
+
+if TYPE_CHECKING:
+    from onedva_runtime.bundle import Bundle
 
 __all__ = ["Checkpoint", "Clips", "export"]
 
@@ -41,6 +44,14 @@ def export(
     frames: Annotated[
         int | None, typer.Option("--frames", help="Frames of a full clip, 1 + 4n.", show_default="the model's")
     ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            "--triton",
+            metavar="DIR",
+            help="Write a model repository for Triton, too; of what is a bundle already, without exporting it again.",
+        ),
+    ] = None,
     card: Annotated[Path | None, typer.Option("--card", help="A README.md to ship in the bundle.")] = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -49,6 +60,11 @@ def export(
 
     Each is verified against PyTorch; below the parity bar nothing is written.
     """
+    if triton is not None and output is None and (made := existing_bundle(checkpoint)) is not None:
+        from onedva_runtime.triton_repository import write_triton
+
+        typer.echo(str(write_triton(made, triton, overwrite=force)))
+        return
     with needs_extra("export"):
         from onedva_export import export_bundle
     with needs_extra("cpu"):
@@ -70,3 +86,17 @@ def export(
         overwrite=force,
     )
     typer.echo(str(folder))
+    if triton is not None:
+        from onedva_runtime.bundle import read_bundle
+        from onedva_runtime.triton_repository import write_triton
+
+        typer.echo(str(write_triton(read_bundle(folder), triton, overwrite=force)))
+
+
+def existing_bundle(checkpoint: str) -> Bundle | None:
+    """The bundle that a checkpoint is already: a shipped name, or a folder with a manifest; None for any other."""
+    from onedva_runtime.bundle import find, read_bundle, shipped
+
+    is_folder = (Path(checkpoint) / "manifest.json").is_file()
+    names = {name for model in shipped() for name in (model, model.rpartition("-v")[0])}
+    return read_bundle(find(checkpoint)) if is_folder or checkpoint in names else None

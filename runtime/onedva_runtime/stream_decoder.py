@@ -48,7 +48,8 @@ class StreamDecoder:
         on_report: Callable[[StreamReport], None] | None,
     ) -> None:
         """See `VideoCodec.open_decoder`."""
-        self._num_steps = check_integer("num_steps", num_steps, 1, engine.manifest.sampler.max_steps)
+        self._max_steps = engine.manifest.sampler.max_steps
+        self.set_steps(num_steps)
         self._seed = check_integer("seed", seed, 0, 2**64 - 1)
         if conceal not in ("hold", "continue", "raise"):
             raise ValueError(f"conceal must be 'hold', 'continue' or 'raise', got {conceal!r}")
@@ -69,6 +70,10 @@ class StreamDecoder:
     def needs_key(self) -> bool:
         """Whether only a key clip can be decoded exactly now: before the first packet, and after a loss."""
         return self._broken
+
+    def set_steps(self, num_steps: int) -> None:
+        """Take another number of steps from the next clip on, as `num_steps` of `open_decoder`. Raises ValueError."""
+        self._num_steps = check_integer("num_steps", num_steps, 1, self._max_steps)
 
     def push(self, packet: Packet) -> list[Uint8]:
         """Take a packet and return the frames that are ready, as arrays (T, H, W, 3) uint8, those that conceal a gap

@@ -101,6 +101,13 @@ class StreamEncoder:
         clip before is coded as a short clip then."""
         self._clipper.request_key()
 
+    def set_tokens(self, tokens: int | str) -> None:
+        """Give the clips from the next one on that is coded another number of latents, as `tokens` of `open_encoder`.
+
+        Raises ValueError for what is none.
+        """
+        self._budget = parse_tokens(tokens)
+
     def _encode(self, *, least: int, waited: int) -> list[Packet]:
         """Encode complete clips, as long as there are `least`. waited: frames beyond its own that had to come before a
         clip that is not full could end."""

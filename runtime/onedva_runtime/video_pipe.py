@@ -1,7 +1,8 @@
-"""Videos in pipes, uncompressed: what stands between `onedva` and the program before or after it.
+"""Videos in pipes, most of them uncompressed: what stands between `onedva` and the program before or after it.
 
 Out (`PipeWriter`) as "y4m", which every tool reads and which has a fixed rate and no time stamps; as "nut", FFmpeg's
-own container, RGB bit for bit with time stamps; or as "raw", the bare bytes of RGB frames. In, `open_reader` reads y4m,
+own container, RGB bit for bit with time stamps; as "raw", the bare bytes of RGB frames; or as "mp4", H.264 in fragments
+that browsers play while they come. In, `open_reader` reads y4m,
 nut, and whatever else it reads of files that need no going back; `RawReader` reads bare bytes, whose size and rate only
 the user knows.
 """
@@ -31,12 +32,14 @@ from .errors import VideoError
 from .limits import Limits
 from .video_info import VideoInfo
 from .video_open import reason
-from .video_write import to_yuv
+from .video_write import BT709, LIMITED, to_yuv
 
 __all__ = ["PIPE_FORMATS", "PipeWriter", "RawFormat", "RawReader"]
 
 logger = logging.getLogger("onedva")
-PIPE_FORMATS = ("y4m", "nut", "raw")
+PIPE_FORMATS = ("y4m", "nut", "raw", "mp4")
+_MUXERS = {"y4m": ("yuv4mpegpipe", "wrapped_avframe"), "nut": ("nut", "rawvideo"), "mp4": ("mp4", "libx264")}
+MP4_CLOCK = Fraction(1, 90_000)  # seconds per tick: mp4 has no room for any clock there may be
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class RawReader:
 
 
 class PipeWriter:
-    """Writes uncompressed frames to a binary stream, which need not be seekable, as `VideoWriter` writes a file."""
+    """Writes frames to a binary stream, which need not be seekable, as `VideoWriter` writes a file."""
 
     def __init__(
         self,
@@ -142,36 +145,46 @@ class PipeWriter:
         time_base: Fraction | None = None,
         kind: str = "y4m",
     ) -> None:
-        """file: open for writing, not closed. width, height, fps, time_base: as `VideoWriter`. kind: see above; y4m is
-        YUV as video files are, 4:2:0 where both sides are even, else 4:4:4. Raises ValueError, VideoError."""
+        """file: open for writing, not closed. width, height, fps, time_base: as `VideoWriter`. kind: see above; y4m
+        and mp4 are YUV as video files are, 4:2:0 where both sides are even, else 4:4:4. Raises
+        ValueError, VideoError."""
         if kind not in PIPE_FORMATS:
             raise ValueError(f"a pipe carries one of {', '.join(PIPE_FORMATS)}; got {kind!r}")
         self._file, self._kind, self._shape = file, kind, (height, width, 3)
         rate = Fraction(fps).limit_denominator(1_000_000)
-        self._time_base = time_base if time_base is not None and kind == "nut" else 1 / rate
+        self._source_base = time_base or 1 / rate
+        self._time_base = {"nut": self._source_base, "mp4": MP4_CLOCK}.get(kind, 1 / rate)
         self._count = 0
-        self._last: int | None = None
+        self._first: int | None = None  # of the time stamps
+        self._last = -1  # tick that was written last
         self._to_yuv = VideoReformatter()
         self._format = "rgb24" if kind == "nut" else "yuv420p" if width % 2 == height % 2 == 0 else "yuv444p"
-        self._matrix = untagged_matrix(width, height)  # y4m cannot name one, so readers will take this for it
+        # y4m cannot name a matrix, so readers will take this for it
+        self._matrix = "bt709" if kind == "mp4" else untagged_matrix(width, height)
         self._container: Any = None
         if kind == "raw":
             return
         try:
-            muxer, encoder = {"y4m": ("yuv4mpegpipe", "wrapped_avframe"), "nut": ("nut", "rawvideo")}[kind]
-            self._container = av.open(_Forward(file), "w", format=muxer)
-            stream: Any = self._container.add_stream(encoder, rate)
+            muxer, encoder = _MUXERS[kind]
+            fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if kind == "mp4" else {}
+            self._container = av.open(_Forward(file), "w", format=muxer, container_options=fragments)
+            # A key frame every second ends a fragment; no B frames, so that none is held back for those after it.
+            quality = {"crf": "18", "preset": "veryfast", "bf": "0", "g": str(max(1, round(rate)))} if fragments else {}
+            stream: Any = self._container.add_stream(encoder, rate, quality)
             context = stream.codec_context
             context.width, context.height, context.pix_fmt = width, height, self._format
             context.time_base = stream.time_base = self._time_base
+            if kind == "mp4":
+                context.colorspace = context.color_primaries = context.color_trc = BT709
+                context.color_range = LIMITED
             context.open()
             self._stream = stream
         except (FFmpegError, ValueError, LookupError) as error:
             raise VideoError(f"the pipe: cannot write {kind} ({reason(error)})") from error
 
     def write(self, frames: NDArray[np.uint8], timestamps: NDArray[np.int64] | None = None) -> None:
-        """Append frames (n, H, W, 3) uint8 RGB with their times (n,) in ticks, which only nut keeps. Raises VideoError
-        where nobody reads."""
+        """Append frames (n, H, W, 3) uint8 RGB with their times (n,) in ticks, which only nut keeps, and mp4 on its
+        own clock and from 0. Raises VideoError where nobody reads."""
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != self._shape:
             wanted = ", ".join(map(str, self._shape))
             raise ValueError(f"frames must be uint8 of shape (n, {wanted}), got {frames.dtype} of shape {frames.shape}")
@@ -184,13 +197,26 @@ class PipeWriter:
                     frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
                 else:
                     frame = to_yuv(self._to_yuv, picture, self._format, matrix=self._matrix)
-                timed = timestamps is not None and self._kind == "nut"
-                frame.pts = int(timestamps[index]) if timed and timestamps is not None else self._count
+                frame.pts = self._tick(None if timestamps is None else int(timestamps[index]))
                 frame.time_base = self._time_base
                 self._count += 1
                 self._container.mux(self._stream.encode(frame))
         except (FFmpegError, OSError) as error:
             raise VideoError(f"the pipe: writing failed ({reason(error)})") from error
+
+    def _tick(self, timestamp: int | None) -> int:
+        """When the next frame is shown, in ticks of what is written."""
+        if self._kind == "nut" and timestamp is not None:
+            return timestamp
+        if self._kind != "mp4":
+            return self._count
+        if timestamp is None:
+            timestamp = self._count
+        if self._first is None:
+            self._first = timestamp
+        tick = round((timestamp - self._first) * self._source_base / MP4_CLOCK)
+        self._last = max(self._last + 1, tick)  # two frames within a tick of the clock
+        return self._last
 
     def close(self) -> None:
         """Write what is left; the stream stays open. Raises VideoError where nobody reads."""

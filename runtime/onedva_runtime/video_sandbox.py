@@ -70,29 +70,36 @@ class SandboxedReader:
     info: VideoInfo
     """As `VideoReader.info`."""
 
-    def __init__(self, path: str, *, sandbox: Sandbox, limits: Limits, batch: int) -> None:
+    def __init__(self, source: str | BinaryIO, *, sandbox: Sandbox, limits: Limits, batch: int) -> None:
         if batch < 1:
             raise ValueError(f"batch must be at least 1 frame, got {batch}")
+        file = None if isinstance(source, str) else source
+        self._path = source if isinstance(source, str) else "the upload"
         if os.name != "posix":
-            raise SandboxError(f"{path}: limits on a process need a POSIX system, this is {os.name}")
-        self._path, self._sandbox, self._limits, self._batch = path, sandbox, limits, batch
+            raise SandboxError(f"{self._path}: limits on a process need a POSIX system, this is {os.name}")
+        self._sandbox, self._limits, self._batch = sandbox, limits, batch
         self._count = 0
-        open_regular(path, limits, error=VideoError).close()  # what is no file at all needs no process
-        self._process = self._start()
+        opened = f"/dev/fd/{file.fileno()}" if file is not None else self._path
+        if file is not None:
+            file.seek(0)  # where /dev/fd is the same open file, not the file opened again
+        open_regular(opened, limits, error=VideoError).close()  # what is no file at all needs no process
+        self._opened = opened
+        self._process = self._start(() if file is None else (file.fileno(),))
         try:
             self.info = self._read_info()
         except BaseException:
             self.close()
             raise
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self, handles: tuple[int, ...]) -> subprocess.Popen[bytes]:
         order = {"sandbox": asdict(self._sandbox), "limits": asdict(self._limits), "batch": self._batch}
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         return subprocess.Popen(
-            [sys.executable, *WORKER, json.dumps({**order, "path": self._path})],
+            [sys.executable, *WORKER, json.dumps({**order, "path": self._opened})],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            pass_fds=handles,
             env={**os.environ, **threads},
         )
 
@@ -164,6 +171,7 @@ class SandboxedReader:
                 raise TypeError("not text")
         except (ValueError, TypeError, RecursionError) as error:
             self._fail(f"it answers nonsense ({str(error)[:200]})")
+        said = said.replace(self._opened, self._path)
         problem = "".join(letter if letter.isprintable() else "?" for letter in said[:1000])
         if name == "SandboxError":
             raise SandboxError(f"{self._path}: {problem}")
@@ -217,8 +225,14 @@ class SandboxedReader:
 
 
 def open_sandboxed(
-    path: str | os.PathLike[str], *, sandbox: Sandbox | None = None, limits: Limits | None = None, batch: int = 17
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    sandbox: Sandbox | None = None,
+    limits: Limits | None = None,
+    batch: int = 17,
 ) -> SandboxedReader:
-    """As `open_reader`, in a process with limits. Raises VideoError as it does, SandboxError where the process ends
+    """As `open_reader`, in a process with limits. source: a path, or a regular file that is open for reading, which
+    need not have a name; it is not closed. Raises VideoError as it does, SandboxError where the process ends
     before its work: by a crash, or over a limit of `sandbox`."""
-    return SandboxedReader(os.fspath(path), sandbox=sandbox or Sandbox(), limits=limits or Limits(), batch=batch)
+    opened = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+    return SandboxedReader(opened, sandbox=sandbox or Sandbox(), limits=limits or Limits(), batch=batch)

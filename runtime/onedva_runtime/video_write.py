@@ -41,7 +41,7 @@ CONTAINERS = {
     ".webm": ("webm", "libvpx-vp9"),
 }
 PRESET = "veryfast"  # of libx264: at this quality, files of about the size of its default's in half the time
-_BT709, _LIMITED, _FULL = 1, 1, 2  # AVCOL_SPC/PRI/TRC_BT709 and SWS_CS_ITU709 are all 1; AVColorRange
+BT709, LIMITED, _FULL = 1, 1, 2  # AVCOL_SPC/PRI/TRC_BT709 and SWS_CS_ITU709 are all 1; AVColorRange
 _SWS_BT601, _BT601 = 5, 6  # SWS_CS_ITU601; AVCOL_SPC/PRI/TRC_SMPTE170M
 _ACCURATE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
@@ -51,7 +51,7 @@ def to_yuv(
 ) -> VideoFrame:
     """A picture (H, W, 3) uint8 RGB as a frame in a YUV format in limited range, tagged so. matrix: "bt709" or
     "bt601"."""
-    numbers = {"bt709": (_BT709, _BT709), "bt601": (_SWS_BT601, _BT601)}  # libswscale's, AVColorSpace's
+    numbers = {"bt709": (BT709, BT709), "bt601": (_SWS_BT601, _BT601)}  # libswscale's, AVColorSpace's
     scaler, space = numbers[matrix]
     rgb = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
     frame = reformatter.reformat(
@@ -60,11 +60,11 @@ def to_yuv(
         src_colorspace=scaler,
         dst_colorspace=scaler,
         src_color_range=_FULL,
-        dst_color_range=_LIMITED,
+        dst_color_range=LIMITED,
         interpolation=_ACCURATE,
     )
     frame.colorspace = frame.color_primaries = frame.color_trc = space
-    frame.color_range = _LIMITED
+    frame.color_range = LIMITED
     return frame
 
 
@@ -138,8 +138,8 @@ class VideoWriter:
         context = stream.codec_context
         context.height, context.width = self._shape[:2]
         context.pix_fmt, context.time_base = self._format, self._time_base
-        context.colorspace = context.color_primaries = context.color_trc = _BT709
-        context.color_range = _LIMITED
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED
         stream.time_base = self._time_base  # what mp4 takes for its track's clock
         context.open()
         return stream

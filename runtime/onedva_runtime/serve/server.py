@@ -1,0 +1,131 @@
+"""`serve`: the application on uvicorn. A stop (SIGTERM, Ctrl-C) first answers what is in progress; a second one does
+not wait."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from onedva_runtime.serve.app import make_app
+from onedva_runtime.serve.service import Service
+
+__all__ = ["make_server", "serve"]
+
+_transports: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # by the client's address, for `_abort`
+
+
+class _Http(H11Protocol):
+    def connection_made(self, transport: Any) -> None:
+        _transports[transport.get_extra_info("peername")] = transport
+        super().connection_made(transport)
+
+
+def _abort(scope: Mapping[str, Any]) -> None:
+    """Break off the connection of a request, with what is waiting to be sent."""
+    transport = _transports.get(tuple(scope["client"])) if scope.get("client") else None
+    if transport is not None:
+        transport.abort()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._service.drain()
+        await super().shutdown(sockets)
+
+
+def make_server(
+    service: Service,
+    *,
+    host: str,
+    port: int,
+    certificate: Path | None = None,
+    key: Path | None = None,
+) -> tuple[uvicorn.Server, socket.socket, str]:
+    """A server, the socket to run it with, and its address. Options and errors as `serve`."""
+    holder: list[_Server] = []
+
+    def stop() -> None:
+        holder[0].should_exit = True
+
+    settings = service.settings
+    config = uvicorn.Config(
+        make_app(service, abort=_abort, stop=stop),
+        http=_Http,
+        ws=WebSocketsSansIOProtocol,
+        ws_max_size=max(1 << 20, 64 + 3 * settings.live_pixels),
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
+        ws_per_message_deflate=False,  # frames are noise to it, packets are coded
+        h11_max_incomplete_event_size=16 << 10,
+        limit_concurrency=4 * (settings.uploads + settings.live_sessions) + 64,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        proxy_headers=False,  # nobody is believed about whom he speaks for
+        log_config=None,
+        access_log=False,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    config.load()
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    bound = _listen(host, port)
+    holder.append(_Server(config, service))
+    scheme = "http" if certificate is None else "https"
+    shown = f"[{host}]" if ":" in host else host
+    return holder[0], bound, f"{scheme}://{shown}:{bound.getsockname()[1]}"
+
+
+def serve(
+    service: Service,
+    *,
+    host: str,
+    port: int,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    on_listen: Callable[[str], None] = lambda address: None,
+) -> bool:
+    """Serve until stopped; return whether that was not for a warm-up that failed.
+
+    port: 0 takes a free one. certificate, key: PEM files; with them the service speaks TLS only. on_listen: called
+    with the address once it listens. Raises OSError where it cannot, which ssl.SSLError for wrong files is too.
+    """
+    logging.getLogger("uvicorn.error").addFilter(_worth_telling)
+    server, bound, address = make_server(service, host=host, port=port, certificate=certificate, key=key)
+    on_listen(address)
+    server.run(sockets=[bound])
+    return service.problem is None
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """uvicorn takes a session that was refused over HTTP for one that was forgotten, and says so each time."""
+    return record.getMessage() != "ASGI callable returned without completing handshake."
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(512)
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return bound
