@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import model_config_pb2 as schema
 from typer.testing import CliRunner
 
 from onedva.cli import app
@@ -23,18 +23,19 @@ from onedva_runtime.clips import make_clip
 from onedva_runtime.errors import BundleError
 from onedva_runtime.triton_repository import write_triton
 
+SCHEMA: Any = schema  # its names are made at import
 NUMPY = {"TYPE_UINT8": np.uint8, "TYPE_INT64": np.int64, "TYPE_FP32": np.float32, "TYPE_BOOL": np.bool_}
 NUMPY |= {"TYPE_INT32": np.int32, "TYPE_UINT64": np.uint64}
 
 
 def config_of(folder: Path) -> Any:
     """The configuration of one model, parsed by the schema: unknown fields and values raise."""
-    return text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    return text_format.Parse((folder / "config.pbtxt").read_text(), SCHEMA.ModelConfig())
 
 
 def fitted(spec: Any, array: np.ndarray, batched: bool) -> None:
     """Fail where Triton would refuse the array for this input or output."""
-    assert array.dtype == NUMPY[model_config_pb2.DataType.Name(spec.data_type)], spec.name
+    assert array.dtype == NUMPY[SCHEMA.DataType.Name(spec.data_type)], spec.name
     sizes = array.shape[1:] if batched else array.shape
     assert len(sizes) == len(spec.dims), (spec.name, array.shape, list(spec.dims))
     assert all(want in (-1, got) for want, got in zip(spec.dims, sizes, strict=True)), (spec.name, array.shape)
@@ -138,7 +139,7 @@ def ask(repository: Path, monkeypatch: pytest.MonkeyPatch):
         spec.loader.exec_module(module)
         model, config = module.TritonPythonModel(), config_of(folder)
         model.initialize({"model_repository": str(folder), "model_version": "1", "model_name": f"onedva_{name}"})
-        types = {one.name: NUMPY[model_config_pb2.DataType.Name(one.data_type)] for one in config.input}
+        types = {one.name: NUMPY[SCHEMA.DataType.Name(one.data_type)] for one in config.input}
         arrays = {key: np.atleast_1d(np.asarray(value, types[key])) for key, value in inputs.items()}
         for one in config.input:
             assert one.optional or one.name in arrays, one.name

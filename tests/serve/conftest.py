@@ -95,3 +95,12 @@ def upload(tmp_path_factory: pytest.TempPathFactory, clip: np.ndarray) -> bytes:
     with VideoWriter(path, width=64, height=48, fps=Fraction(24)) as writer:
         writer.write(clip)
     return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def coded(server: Running, upload: bytes) -> bytes:
+    """The upload's `.odva` file."""
+    with server.client() as client:
+        answer = client.post("/v1/encode", params={"tokens": 16}, content=upload)
+    assert answer.status_code == 200, answer.text
+    return answer.content

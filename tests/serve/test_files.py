@@ -6,8 +6,7 @@ import json
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -18,34 +17,8 @@ import pytest
 
 from onedva_runtime import load_packets
 from onedva_runtime.container import save_packets
-from onedva_runtime.serve.admission import Charge
 from onedva_runtime.video_io import VideoWriter, read_video
-
-
-def error(answer: httpx.Response) -> dict[str, Any]:
-    """The refusal that an answer carries."""
-    assert answer.headers["content-type"] == "application/json"
-    document = answer.json()["error"]
-    assert "/" not in document["message"].replace("/s", "").replace("1/", ""), f"a path? {document}"
-    assert "Traceback" not in answer.text
-    return document
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Return as soon as something is the case; fail where it never is."""
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def coded(server, upload) -> bytes:
-    """The upload's `.odva` file."""
-    with server.client() as client:
-        answer = client.post("/v1/encode", params={"tokens": 16}, content=upload)
-    assert answer.status_code == 200, answer.text
-    return answer.content
+from service_clients import error, until
 
 
 def test_encodes_what_the_codec_encodes(server, upload, coded, tmp_path) -> None:
@@ -153,85 +126,6 @@ def test_a_file_cut_off_is_not_taken_for_whole(server, coded) -> None:
     """Half of it has been answered when that is found: the connection breaks off."""
     with server.client() as client, pytest.raises(httpx.RemoteProtocolError):
         client.post("/v1/decode", params={"format": "y4m"}, content=coded[: len(coded) // 2])
-
-
-def test_limits(serve, upload, coded) -> None:
-    def stalls() -> Iterator[bytes]:
-        yield upload[:100]
-        time.sleep(1)
-        yield upload[100:]
-
-    small = serve(max_upload_bytes=len(upload) - 1, max_video_seconds=1.0, upload_stall_seconds=0.3)
-    with small as server, server.client() as client:
-        for body in (upload, iter([upload[:100], upload[100:]])):  # announced, and not
-            answer = client.post("/v1/encode", content=body)
-            assert (answer.status_code, error(answer)["code"]) == (413, "too_large")
-        with pytest.raises(httpx.RemoteProtocolError):  # too long, as is found on the way
-            client.post("/v1/decode", content=coded)
-        answer = client.post("/v1/encode", content=stalls())
-        assert (answer.status_code, error(answer)["code"]) == (408, "too_slow")
-    with serve(max_video_seconds=1.0) as server, server.client() as client:
-        answer = client.post("/v1/encode", content=upload)
-        assert (answer.status_code, error(answer)["code"]) == (413, "too_long")
-    with serve(max_pixels=32 * 32) as server, server.client() as client:
-        for path, body in (("/v1/encode", upload), ("/v1/decode", coded)):
-            answer = client.post(path, content=body)
-            assert (answer.status_code, error(answer)["code"]) == (413, "over_limit")
-
-
-def test_compute_is_what_is_charged(serve, server, upload) -> None:
-    """A budget below what the video is estimated to take refuses it before any work; so does a deadline."""
-    with serve(max_compute_seconds=1e-6) as small, small.client() as client:
-        answer = client.post("/v1/encode", content=upload)
-        assert (answer.status_code, error(answer)["code"]) == (413, "over_budget")
-    with server.client() as client:
-        answer = client.post("/v1/encode", params={"deadline_s": 1e-6}, content=upload)
-        assert answer.status_code in (408, 429)
-    charge = Charge(server.service.admission, most=10)
-    charge.expect(4)
-    owed = server.service.admission.owed
-    charge.done(1)
-    assert server.service.admission.owed == owed - 1
-    charge.close()
-    assert server.service.admission.owed == owed - 4
-
-
-def test_more_tokens_and_steps_cost_more(server) -> None:
-    cost = server.service.cost
-    assert cost.encode(1280, 64) >= cost.encode(320, 64)
-    assert cost.decode(320, 64, 4) >= cost.decode(320, 64, 1)
-
-
-def test_work_that_fails_at_once_is_answered_at_once(server) -> None:
-    """The codec gives up while the body is still being handed on: neither may wait for the other for good."""
-    with httpx.Client(base_url=server.address, timeout=5) as client:
-        for size in range(300):
-            body = iter([b"x" * 12, b"y" * 100 * size])
-            assert client.post("/v1/decode", content=body).status_code == 422
-
-
-def test_queue_full_is_429_and_passes(serve, upload, coded) -> None:
-    with serve(jobs=1, queue=0) as server, server.client() as client:
-        hold = threading.Event()
-
-        def dribble() -> Iterator[bytes]:
-            yield coded[:20]
-            hold.wait(20)
-            yield coded[20:]
-
-        answers: list[httpx.Response] = []
-        slow = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{server.address}/v1/decode", content=dribble()))
-        )
-        slow.start()
-        until(server.service.admission._turns.locked)
-        answer = client.post("/v1/encode", content=upload)
-        assert (answer.status_code, error(answer)["code"]) == (429, "busy")
-        assert int(answer.headers["retry-after"]) == error(answer)["retry_after"] >= 1
-        hold.set()
-        slow.join()
-        assert answers[0].status_code == 200
-        assert client.post("/v1/encode", content=upload).status_code == 200
 
 
 def test_a_client_that_goes_ends_its_work(serve, upload) -> None:

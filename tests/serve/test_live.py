@@ -1,19 +1,15 @@
-"""Live sessions: nothing lost or in disorder, bandwidth obeyed, and a typed end for whatever a client does wrong."""
+"""Live sessions: nothing lost or in disorder, bandwidth obeyed, and a stop that loses nothing."""
 
 import io
 import json
-import socket
 import threading
 import time
 
 import httpx
 import numpy as np
 import pytest
-from websockets.client import ClientProtocol
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.uri import parse_uri
 
-from onedva_runtime import VideoCodec, load_packets, save_packets
+from onedva_runtime import VideoCodec, load_packets
 from onedva_runtime.clips import make_clip
 from onedva_runtime.container_packet import encode_packet
 from onedva_runtime.entropy_tables import TABLES
@@ -21,63 +17,7 @@ from onedva_runtime.serve.live import Pacer
 from onedva_runtime.serve.live_decode import HEAD
 from onedva_runtime.serve.live_encode import Bandwidth
 from onedva_runtime.thin import clip_of, header_of
-
-SIZE = "width=64&height=48&fps=24"
-
-
-def frame_message(frame: np.ndarray, number: int) -> bytes:
-    """A frame as a live encode takes it, 24 a second."""
-    return int(number * 1_000_000 / 24).to_bytes(8, "little", signed=True) + frame.tobytes()
-
-
-def received(connection) -> list[tuple[dict, bytes]]:
-    """What a session sends up to its end: each control message with the bytes after it."""
-    got: list[tuple[dict, bytes]] = []
-    for message in connection:
-        if isinstance(message, bytes):
-            got[-1] = (got[-1][0], message)
-        else:
-            got.append((json.loads(message), b""))
-    return got
-
-
-def encode(server, clip, query="tokens=64", *, control=()):
-    """A whole live encode; control: (before which frame, message)."""
-    with server.live("encode", f"{SIZE}&{query}") as connection:
-        for number, frame in enumerate(clip):
-            for _, message in (entry for entry in control if entry[0] == number):
-                connection.send(json.dumps(message))
-            connection.send(frame_message(frame, number))
-        connection.send('{"type": "end"}')
-        return received(connection)
-
-
-def denied(server, work, query, **options):
-    """The HTTP answer to a session that is not let in."""
-    with pytest.raises(InvalidStatus) as caught, server.live(work, query, **options):
-        pass
-    return caught.value.response
-
-
-def until(true) -> None:
-    """Return as soon as something is the case; fail where it never is."""
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
-def ended(connection) -> tuple[dict, int]:
-    """The last words of a session, and its close code."""
-    facts: dict = {}
-    try:
-        while True:
-            message = connection.recv(timeout=20)
-            if isinstance(message, str):
-                facts = json.loads(message)
-    except ConnectionClosed as closed:
-        assert closed.rcvd is not None
-        return facts, closed.rcvd.code
+from service_clients import SIZE, encode, frame_message, received
 
 
 def test_the_messages_are_an_odva_file(server, clip) -> None:
@@ -181,119 +121,6 @@ def test_lost_packets_are_concealed_and_told_of(server, clip) -> None:
         shown = [facts for facts, _ in received(connection) if facts["type"] == "frames"]
     assert [facts["concealed"] for facts in shown] == ["", "lost", ""]
     assert (shown[1]["first_frame"], shown[1]["frames"]) == (clips[1][0]["first_frame"], clips[1][0]["frames"])
-
-
-BAD_ENCODES = [
-    (b"short", "bad_frame", 1008),
-    ("not json", "bad_message", 1008),
-    ("[1, 2]", "bad_message", 1008),
-    ("[" * 3000, "bad_message", 1008),
-    ("x" * 5000, "bad_message", 1008),
-    ('{"type": "unknown"}', "bad_message", 1008),
-    ('{"type": "bandwidth", "kbps": "much"}', "bad_message", 1008),
-    ('{"type": "bandwidth", "kbps": NaN}', "bad_message", 1008),
-    ('{"type": "set", "tokens": []}', "bad_message", 1008),
-    ('{"type": "set", "tokens": "many"}', "bad_tokens", 1008),
-]
-
-
-@pytest.mark.parametrize(("message", "code", "close"), BAD_ENCODES)
-def test_wrong_messages_end_an_encode(server, message, code, close) -> None:
-    with server.live("encode", SIZE) as connection:
-        connection.send(message)
-        facts, closed = ended(connection)
-    assert facts["type"] == "error" and (facts["code"], closed) == (code, close)
-
-
-def test_times_must_rise(server, clip) -> None:
-    with server.live("encode", SIZE) as connection:
-        connection.send(frame_message(clip[0], 5))
-        connection.send(frame_message(clip[1], 5))
-        assert ended(connection)[0]["code"] == "bad_time"
-
-
-@pytest.mark.parametrize(
-    ("message", "code"),
-    [
-        (b"nothing of a file", "notodva"),
-        ('{"type": "set", "steps": 0}', "bad_message"),
-        ('{"type": "key"}', "bad_message"),
-    ],
-)
-def test_wrong_messages_end_a_decode(server, message, code) -> None:
-    with server.live("decode", SIZE) as connection:
-        connection.send(message)
-        assert ended(connection)[0]["code"] == code
-
-
-def test_a_stream_of_another_size_is_refused(server, clip) -> None:
-    data = b"".join(data for _, data in encode(server, clip[:5]))
-    with server.live("decode", "width=48&height=48") as connection:
-        connection.send(data)
-        assert ended(connection)[0]["code"] == "bad_size"
-
-
-def test_a_message_that_is_too_large_closes(server) -> None:
-    with server.live("encode", SIZE) as connection:
-        connection.send(bytes(2 << 20))
-        assert ended(connection)[1] == 1009
-
-
-@pytest.mark.parametrize(
-    ("query", "status", "code"),
-    [
-        ("width=0&height=48", 422, "bad_parameter"),
-        ("width=64", 422, "bad_parameter"),
-        (f"{SIZE}&model=other", 422, "bad_parameter"),
-        (f"{SIZE}&tokens=x", 422, "bad_tokens"),
-        ("width=4096&height=4096", 413, "too_large"),
-    ],
-)
-def test_wrong_options_are_refused_over_http(server, query, status, code) -> None:
-    answer = denied(server, "encode", query)
-    assert (answer.status_code, json.loads(answer.body or b"")["error"]["code"]) == (status, code)
-
-
-def test_capacity_is_reserved_and_the_rest_told_to_come_back(serve) -> None:
-    with serve(live_sessions=2) as server:
-        with server.live("encode", SIZE), server.live("decode", SIZE):
-            answer = denied(server, "encode", SIZE)
-            assert answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 1
-        until(lambda: server.service.admission.at_work == 0)
-        with server.live("encode", SIZE):
-            pass
-    with serve(live_load=1e-6) as server:
-        assert denied(server, "encode", SIZE).status_code == 429
-
-
-def test_silence_ends_a_session(serve) -> None:
-    with serve(idle_seconds=0.2) as server, server.live("encode", SIZE) as connection:
-        assert ended(connection)[0]["code"] == "idle"
-
-
-def test_slow_readers_are_let_go(serve) -> None:
-    """A client that sends and never reads: its connection is broken off, and nothing of it stays."""
-    noise = np.random.default_rng(0).integers(0, 256, (40, 256, 256, 3), np.uint8)
-    size = "width=256&height=256&fps=24"
-    with serve(send_stall_seconds=0.3) as server:
-        codec, target = server.service.codec, io.BytesIO()
-        save_packets(target, codec.encode(noise, tokens=0, fps=24), quantiser=codec.quantiser())
-        protocol = ClientProtocol(parse_uri(f"{server.address.replace('http', 'ws')}/v1/live/decode?{size}"))
-        with socket.socket() as line:
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            line.connect(("127.0.0.1", int(server.address.rsplit(":", 1)[1])))
-            protocol.send_request(protocol.connect())
-            line.sendall(b"".join(protocol.data_to_send()))
-            protocol.receive_data(line.recv(4096))
-            protocol.send_binary(target.getvalue())
-            line.sendall(b"".join(protocol.data_to_send()))
-            until(lambda: bool(server.service.live))
-            until(lambda: not server.service.live)
-            got = 0
-            while part := line.recv(1 << 16):
-                got += len(part)
-            assert got < noise.nbytes / 2  # broken off, not closed with all of it on its way
-        assert 'onedva_refused_total{code="slow_reader"} 1.0' in httpx.get(f"{server.address}/metrics").text
 
 
 def test_a_stop_flushes_what_was_taken_in(serve, clip) -> None:

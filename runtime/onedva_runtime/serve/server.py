@@ -9,7 +9,6 @@ import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,13 +19,25 @@ from onedva_runtime.serve.service import Service
 
 __all__ = ["make_server", "serve"]
 
-_transports: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # by the client's address, for `_abort`
+_transports: dict[Any, Any] = {}  # of connections that are open, by the client's address, for `_abort`
 
 
 class _Http(H11Protocol):
     def connection_made(self, transport: Any) -> None:
-        _transports[transport.get_extra_info("peername")] = transport
         super().connection_made(transport)
+        _transports[self.client] = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _transports.pop(self.client, None)
+        super().connection_lost(exc)
+
+
+class _Live(WebSocketsSansIOProtocol):
+    """Takes over a connection from `_Http` when it is upgraded, and sees its end."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _transports.pop(self.client, None)
+        super().connection_lost(exc)
 
 
 def _abort(scope: Mapping[str, Any]) -> None:
@@ -64,7 +75,7 @@ def make_server(
     config = uvicorn.Config(
         make_app(service, abort=_abort, stop=stop),
         http=_Http,
-        ws=WebSocketsSansIOProtocol,
+        ws=_Live,
         ws_max_size=max(1 << 20, 64 + 3 * settings.live_pixels),
         ws_ping_interval=20.0,
         ws_ping_timeout=20.0,

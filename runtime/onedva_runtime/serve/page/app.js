@@ -48,11 +48,11 @@ async function greet() {
   $("steps").max = Math.min(8, body.max_steps);
 }
 
-/** The size of what is sent: the source's shape, its longer side as chosen, both multiples of 16. */
+/** The size of what is sent: the source's shape, its longer side as chosen, both even. */
 function sessionSize() {
   const longer = Number($("size").value);
   const scale = longer / Math.max(video.videoWidth, video.videoHeight);
-  const side = (length) => Math.max(16, Math.round((length * scale) / 16) * 16);
+  const side = (length) => Math.max(16, Math.round((length * scale) / 2) * 2);
   return { width: side(video.videoWidth), height: side(video.videoHeight) };
 }
 
