@@ -15,6 +15,7 @@ import typer
 
 from onedva.commands.ablation import ablate
 from onedva.commands.console import Terminal
+from onedva.commands.engines import engines
 from onedva.commands.evaluation import evaluate
 from onedva.commands.failures import Verbs
 from onedva.commands.model_verbs import export
@@ -346,6 +347,7 @@ def demo(
 
 app.command()(train)
 app.command()(export)
+app.command()(engines)
 app.command("eval")(evaluate)
 app.command()(shard)
 app.command()(thin)
