@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_machine import FOLDER, builds, fake_machine
 
+from fake_machine import FOLDER, builds, fake_machine
 from onedva_export.to_tensorrt import EngineBuildError, Progress, build_engines, input_profiles
 from onedva_runtime.backends.gpu import MissingGpu, find_gpu
 from onedva_runtime.bundle import Bundle, read_bundle

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_machine import FakeKernels, builds, fake_machine
 
+from fake_machine import FakeKernels, builds, fake_machine
 from onedva_runtime import VideoCodec
 from onedva_runtime.backends import tensorrt
 from onedva_runtime.bundle import read_bundle

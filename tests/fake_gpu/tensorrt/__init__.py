@@ -100,16 +100,16 @@ class OnnxParser:
     def get_error(self, index: int) -> str:
         return self.errors[index]
 
-    def parse_from_file(self, path: str) -> bool:
-        self.network.path = path
-        model = self.network.model = onnx.load(path, load_external_data=False)
-        kinds = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.value_info
+    def parse_from_file(self, model: str) -> bool:
+        self.network.path = model
+        loaded = self.network.model = onnx.load(model, load_external_data=False)
+        kinds = onnx.shape_inference.infer_shapes(loaded, strict_mode=True).graph.value_info
         if any(value.type.tensor_type.elem_type == TensorProto.UINT8 for value in kinds):
             self.errors.append("uint8 inside the network")
-        if any(node.op_type == "ScatterElements" for node in model.graph.node):
+        if any(node.op_type == "ScatterElements" for node in loaded.graph.node):
             self.errors.append("no plugin for ScatterElements")
         self.network.layers = [
-            IAttentionBoundaryLayer() if node.op_type == "Attention" else OtherLayer() for node in model.graph.node
+            IAttentionBoundaryLayer() if node.op_type == "Attention" else OtherLayer() for node in loaded.graph.node
         ]
         return not self.errors
 
