@@ -61,7 +61,20 @@ clean:
 .venv/ready: $(BUILT)
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --editable '.[dev]'
+	$(MAKE) --no-print-directory .venv/bindings/ready
 	touch $@
+
+# The real Python bindings of TensorRT and CUDA, without the libraries behind them, in folders of their own: what
+# tests/fake_gpu is compared with. They exist for Linux only.
+TENSORRT_BINDINGS := 10.16.1.11 11.4.0.106
+.venv/bindings/ready:
+	if [ "$$(uname -s)" = Linux ]; then \
+	  for version in $(TENSORRT_BINDINGS); do \
+	    .venv/bin/pip install --quiet --no-deps --upgrade --target .venv/bindings/tensorrt-$$version \
+	      tensorrt-cu13-bindings==$$version || exit 1; done; \
+	  .venv/bin/pip install --quiet --no-deps --upgrade --target .venv/bindings/cuda \
+	    cuda-bindings==13.0.3 cuda-pathfinder==1.9.1 || exit 1; fi
+	mkdir -p .venv/bindings && touch $@
 
 .venv-demo/ready: $(BUILT) $(COPIED)
 	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo

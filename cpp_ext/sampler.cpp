@@ -1,7 +1,8 @@
 // onedva_runtime._sampler: the parts of decoding that are plain loops over pixels, in C++: the noise a decode starts
-// from, the Euler update, and packing to uint8. runtime/onedva_runtime/noise.py and sampler.py hold the references in
-// NumPy, bit for bit, check every argument and are the only callers. Built by `pip install .` (CMakeLists.txt), without
-// contraction to fused multiply-adds: they would round once where the references round twice.
+// from, the Euler update, and packing to uint8, on CPU threads and, where nvcc was found, on a GPU (kernels.cu). The
+// NumPy references are in runtime/onedva_runtime/noise.py and sampler.py, bit for bit; these check every argument and,
+// with backends/device_sampler.py, are the only callers. Built by `pip install .` (CMakeLists.txt), without contraction
+// to fused multiply-adds: they would round once where the references round twice.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -12,42 +13,32 @@
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "arithmetic.h"
 #include "clones.h"
 #include "detail.h"
+#if defined(ONEDVA_CUDA)
+#include "kernels.h"
+#endif
 
 namespace nb = nanobind;
 
 namespace {
 
-constexpr std::size_t kChannels = 3;
-constexpr std::size_t kTableSize = 65536;
+using onedva::kChannels;
+using onedva::kTableSize;
+using onedva::level;
 // Pixels per inner loop: long enough to fill vector registers, short enough that the indices stay in the L1 cache.
 constexpr std::size_t kBlock = 512;
 
-// Philox4x32-10 of counters (frame, y, x, 0) for `count` pixels x, x+1, …; the high halves of words 0..2 go to
-// `indices`. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+// `philox` for `count` pixels x, x+1, …
 ONEDVA_CLONES void philox_row(std::uint64_t seed, std::uint32_t frame, std::uint32_t y, std::uint32_t x,
                               std::size_t count, std::uint32_t (*__restrict indices)[kBlock]) {
-    for (std::size_t i = 0; i < count; ++i) {
-        std::uint32_t c0 = frame, c1 = y, c2 = x + static_cast<std::uint32_t>(i), c3 = 0;
-        std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
-        for (int round = 0; round < 10; ++round) {
-            const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c0;
-            const std::uint64_t p1 = std::uint64_t{0xCD9E8D57} * c2;
-            c0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0;
-            c1 = static_cast<std::uint32_t>(p1);
-            c2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
-            c3 = static_cast<std::uint32_t>(p0);
-            k0 += 0x9E3779B9;
-            k1 += 0xBB67AE85;
-        }
-        indices[0][i] = c0 >> 16;
-        indices[1][i] = c1 >> 16;
-        indices[2][i] = c2 >> 16;
-    }
+    for (std::size_t i = 0; i < count; ++i)
+        onedva::philox(seed, frame, y, x + static_cast<std::uint32_t>(i), indices[0][i], indices[1][i], indices[2][i]);
 }
 
 struct Noise {
@@ -94,17 +85,7 @@ void share(std::size_t count, std::size_t threads, const Work& work) {
 
 ONEDVA_CLONES void update_range(float* __restrict video, const float* __restrict velocity, float dt, std::size_t first,
                                 std::size_t last) {
-    for (std::size_t i = first; i < last; ++i) video[i] += dt * velocity[i];
-}
-
-// (value + 1) · 127.5, clipped to [0, 255], halves to even: adding and taking away 1.5 · 2^23 leaves a float no
-// fraction. Not a number becomes 0.
-inline float level(float value) {
-    constexpr float kWhole = 12582912.0f;
-    const float scaled = (value + 1.0f) * 127.5f;
-    const float low = scaled > 0.0f ? scaled : 0.0f;
-    const float clipped = low < 255.0f ? low : 255.0f;
-    return (clipped + kWhole) - kWhole;
+    for (std::size_t i = first; i < last; ++i) video[i] = onedva::stepped(video[i], velocity[i], dt);
 }
 
 // One row of three planes to packed pixels, `count` of them. With a velocity, of the planes after its update, which are
@@ -119,7 +100,8 @@ ONEDVA_CLONES void pack_row(std::uint8_t* __restrict out, const float* const (&p
             if (velocity[channel]) {
                 const float* speed = velocity[channel] + start;
                 for (std::size_t i = 0; i < size; ++i)
-                    levels[channel][i] = static_cast<std::uint8_t>(static_cast<int>(level(plane[i] + dt * speed[i])));
+                    levels[channel][i] =
+                        static_cast<std::uint8_t>(static_cast<int>(level(onedva::stepped(plane[i], speed[i], dt))));
             } else {
                 for (std::size_t i = 0; i < size; ++i)
                     levels[channel][i] = static_cast<std::uint8_t>(static_cast<int>(level(plane[i])));
@@ -190,6 +172,67 @@ void pack(const Frames& frames, const ConstVideo& video, const std::optional<Con
     });
 }
 
+#if defined(ONEDVA_CUDA)
+
+// Device memory by its address, as cuda-python, TensorRT and ONNX Runtime have it.
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void check(int error, const char* what) {
+    if (error) throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + onedva::error_name(error));
+}
+
+void define_cuda(nb::module_& module) {
+    using onedva::Clip;
+    using onedva::Kind;
+    using std::int32_t;
+    using std::uint32_t;
+    module.def("device_gaussian", [](Address out, Address table, std::uint64_t seed, uint32_t first_frame, uint32_t top,
+                                     uint32_t left, uint32_t frames, uint32_t height, uint32_t width, Address stream) {
+        check(onedva::launch_gaussian(at<float>(out), at<float>(table), seed, first_frame, top, left,
+                                      Clip{frames, height, width}, at<void>(stream)),
+              "gaussian");
+    });
+    module.def("device_unpack",
+               [](Address out, Address frame, uint32_t frames, uint32_t height, uint32_t width, Address stream) {
+                   check(onedva::launch_unpack(at<float>(out), at<std::uint8_t>(frame), Clip{frames, height, width},
+                                               at<void>(stream)),
+                         "unpack");
+               });
+    module.def("device_begin",
+               [](Address t, Address generated, Address times, Address counter, std::size_t count, Address stream) {
+                   check(onedva::launch_begin(at<float>(t), at<float>(generated), at<float>(times),
+                                              at<int32_t>(counter), count, at<void>(stream)),
+                         "begin");
+               });
+    module.def("device_advance",
+               [](Address t, Address generated, Address times, Address counter, std::size_t count, Address stream) {
+                   check(onedva::launch_advance(at<float>(t), at<float>(generated), at<float>(times),
+                                                at<int32_t>(counter), count, at<void>(stream)),
+                         "advance");
+               });
+    module.def("device_update", [](Address video, Address velocity, int kind, std::size_t count, Address lengths,
+                                   Address counter, Address stream) {
+        check(onedva::launch_update(at<float>(video), at<void>(velocity), static_cast<Kind>(kind), count,
+                                    at<float>(lengths), at<int32_t>(counter), at<void>(stream)),
+              "update");
+    });
+    module.def("device_pack",
+               [](Address out, Address video, Address velocity, int kind, Address lengths, Address counter,
+                  uint32_t batch, uint32_t frames, uint32_t height, uint32_t width, Address stream) {
+                   check(onedva::launch_pack(at<std::uint8_t>(out), at<float>(video), at<void>(velocity),
+                                             static_cast<Kind>(kind), at<float>(lengths), at<int32_t>(counter), batch,
+                                             Clip{frames, height, width}, at<void>(stream)),
+                         "pack");
+               });
+}
+
+#endif
+
 }  // namespace
 
 NB_MODULE(_sampler, module) {
@@ -204,4 +247,11 @@ NB_MODULE(_sampler, module) {
                nb::arg("velocity").noconvert().none(), nb::arg("dt"), nb::arg("threads"),
                "Packs video, or video + dt * velocity, into uint8 frames; releases the GIL.");
     bind_detail(module);
+#if defined(ONEDVA_CUDA)
+    define_cuda(module);
+    module.attr("has_cuda") = true;
+    module.attr("cuda_architectures") = ONEDVA_CUDA_ARCHITECTURES;
+#else
+    module.attr("has_cuda") = false;
+#endif
 }

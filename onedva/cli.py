@@ -15,6 +15,7 @@ import typer
 
 from onedva.commands.ablation import ablate
 from onedva.commands.console import Terminal
+from onedva.commands.engines import engines
 from onedva.commands.evaluation import evaluate
 from onedva.commands.failures import Verbs
 from onedva.commands.model_verbs import export
@@ -100,7 +101,7 @@ def encode(
     batch: Batch = 1,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -157,7 +158,7 @@ def decode(
     ] = False,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -201,7 +202,7 @@ def reconstruct(
     ] = None,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -295,7 +296,7 @@ def bench(
     seed: Seed = 0,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder for bench.json, bench.md, bench.png.")
@@ -332,7 +333,7 @@ def demo(
     seed: Seed = 0,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -352,6 +353,7 @@ def demo(
 
 app.command()(train)
 app.command()(export)
+app.command()(engines)
 app.command("eval")(evaluate)
 app.command()(shard)
 app.command()(thin)

@@ -19,9 +19,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def _without_gpu() -> str | None:
-    import onnxruntime
+    from onedva_runtime.backends.gpu import MissingGpu, cuda_runtime
 
-    return None if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "onnxruntime finds no CUDA GPU"
+    try:
+        cuda_runtime()
+    except MissingGpu as missing:
+        return str(missing)
+    return None
 
 
 def _without_tensorrt() -> str | None:

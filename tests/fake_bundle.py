@@ -6,7 +6,7 @@ every promise of the runtime (padding, order, grouping, seeds, prefixes, context
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,14 @@ velocity (float[B,3,T,H,W] noisy_video, float[B,Tg] t, float[B,Tg,Hg,Wg,3] conte
 GRAPHS = {"encoder": (ENCODER, ("gain",)), "condition": (CONDITION, ("absent",)), "velocity": (VELOCITY, ())}
 
 
-def make_fake_bundle(folder: Path, *, edit: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Write the bundle into the new `folder`. edit: changes the manifest's content before it is written."""
+def make_fake_bundle(
+    folder: Path,
+    *,
+    edit: Callable[[dict[str, Any]], None] | None = None,
+    static: Sequence[tuple[int, int, int]] = (),
+) -> Path:
+    """Write the bundle into the new `folder`. edit: changes the manifest's content before it is written. static:
+    (frames, height, width) of clips that it gets graphs for TensorRT of."""
     folder.mkdir(parents=True)
     save_file(WEIGHTS, folder / "model.safetensors")
     for name, (text, weights) in GRAPHS.items():
@@ -170,10 +176,20 @@ def make_fake_bundle(folder: Path, *, edit: Callable[[dict[str, Any]], None] | N
     }
     save_file(golden, folder / "golden.safetensors")
     content = manifest_content(folder)
+    if static:
+        content["tensorrt"] = [static_entry(folder, content["graphs"], size) for size in static]
     if edit is not None:
         edit(content)
     write_manifest(folder, content)
     return folder
+
+
+def static_entry(folder: Path, graphs: dict[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
+    """Graphs of one clip size as the export makes them, and their entry in the manifest."""
+    from onedva_export.static_export import as_spec, write_static_graph
+
+    found = {name: write_static_graph(folder, name, as_spec(entry), size, "fp32") for name, entry in graphs.items()}
+    return {"frames": size[0], "height": size[1], "width": size[2], "dtype": "fp32", "graphs": found}
 
 
 def parse(text: str) -> onnx.ModelProto:

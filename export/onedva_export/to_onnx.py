@@ -27,6 +27,7 @@ from onedva.flow import MIN_SCHEDULE_TIME
 from onedva.model import OneDVA, to_video
 from onedva_export.card import write_card
 from onedva_export.graphs import IR_VERSION, OPSET, GraphPlan, export_graph, plan_graphs
+from onedva_export.static_export import GOLDEN_SIZE, StaticSizes, write_static_graphs
 from onedva_export.verify import Parity, as_json, default_cases, verify
 from onedva_export.weights import point_into, strip_metadata
 from onedva_runtime import placement
@@ -50,6 +51,7 @@ def export_bundle(
     resolutions: Sequence[tuple[int, int]] = ((128, 128), (256, 256)),
     frames: int | None = None,
     card: Path | None = None,
+    tensorrt: StaticSizes | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Export a checkpoint and return the bundle's folder.
@@ -57,7 +59,8 @@ def export_bundle(
     checkpoint: a folder, a shipped name or a hub id. output: default `./onedva-NAME`. max_tokens: longest latent length
     to promise, at most what the model was trained for. resolutions: (height, width) pairs that parity is shown at,
     beside a few small ones; the graphs take any multiple of 16. frames: of a full clip, default and at most what the
-    model has. card: a README.md to ship instead of the generated one.
+    model has. card: a README.md to ship instead of the generated one. tensorrt: clip sizes to add graphs for, which
+    `build_engines` builds engines from; their frames are at most `frames`.
     Raises ParityError when graphs and model disagree, FileExistsError when `output` is there, ValueError for bad
     options.
     """
@@ -73,6 +76,7 @@ def export_bundle(
         raise ValueError(f"frames must be 1 + 4n, got {frames}")
     if frames > config.clip_frames:
         raise ValueError(f"frames must be at most the model's {config.clip_frames}, got {frames}")
+    static_sizes = tensorrt.sizes(frames) if tensorrt is not None else []
     if max_tokens > config.trained_tokens:
         logger.warning("max_tokens %d is more than the model was trained for: %d", max_tokens, config.trained_tokens)
         max_tokens = config.trained_tokens
@@ -91,6 +95,10 @@ def export_bundle(
         report = verify(model, folder, default_cases(max_tokens=max_tokens, frames=frames, resolutions=resolutions))
         write_golden(model, folder)
         content = manifest(model, folder, name=name, max_tokens=max_tokens, frames=frames, graphs=graphs, report=report)
+        if tensorrt is not None:
+            content["tensorrt"] = write_static_graphs(
+                model, folder, graphs, static_sizes, dtype=tensorrt.dtype, max_tokens=max_tokens
+            )
         if card:
             shutil.copyfile(card, folder / "README.md")
         else:
@@ -142,11 +150,12 @@ def write_graph(plan: GraphPlan, folder: Path) -> dict[str, Any]:
 @torch.inference_mode()
 def write_golden(model: OneDVA, folder: Path) -> None:
     """One small clip with its latents and decode by PyTorch: what `codec.selftest()` compares a backend with."""
-    frames = make_clip(9, 64, 96, seed=7)
+    count, height, width = GOLDEN_SIZE
+    frames = make_clip(count, height, width, seed=7)
     anchors = placement.place(placement.detail_map(frames), 32)
     video = to_video(torch.from_numpy(frames)[None])
     dist = model.encode(video, anchors=torch.from_numpy(anchors)[None]).latent_dist
-    noise = torch.from_numpy(gaussian(0, first_frame=0, frames=9, height=64, width=96))[None]
+    noise = torch.from_numpy(gaussian(0, first_frame=0, frames=count, height=height, width=width))[None]
     decoded = model.decode(dist.mode(), num_steps=1, noise=noise).sample[0]
     pixels = ((decoded + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 3, 0)
     tensors = {

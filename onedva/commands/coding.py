@@ -49,7 +49,7 @@ class CodecChoice:
     """A backend's name, or auto."""
     dtype: str = "auto"
     """What the backend computes in, or auto."""
-    device: str = "cpu"
+    device: str = "auto"
     """Where the backend runs."""
     threads: int | None = None
     """CPU threads of the backend; None lets it use all cores."""

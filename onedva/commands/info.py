@@ -27,6 +27,7 @@ PACKAGES = {
     "onnxruntime": "onedva[cpu]",
     "onnxruntime-gpu": "onedva[gpu]",
     "openvino": "onedva[openvino]",
+    "tensorrt": "onedva[trt]",
     "matplotlib": "onedva[plot]",
     "torch": "onedva[train]",
     "onnx": "onedva[export]",

@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onedva.commands.console import Terminal
+from onedva.commands.engines import (
+    HardwareCompatible,
+    MaxBatch,
+    OptLevel,
+    Profiles,
+    Timeout,
+    Workspace,
+    build_for,
+    engine_options,
+    parse_numbers,
+)
 from onedva.commands.failures import needs_extra
 from onedva.commands.options import Force, Quiet
 
@@ -53,12 +64,31 @@ def export(
         ),
     ] = None,
     card: Annotated[Path | None, typer.Option("--card", help="A README.md to ship in the bundle.")] = None,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Add graphs for TensorRT at each --resolution, and build engines of them.")
+    ] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="What engines compute in: fp32, fp16 or bf16.")] = "fp16",
+    engine_frames: Annotated[
+        str | None,
+        typer.Option(
+            "--engine-frames",
+            help="Frames of the clips that engines take, by comma.",
+            show_default="every length, since videos end and scenes cut anywhere",
+        ),
+    ] = None,
+    profiles: Profiles = "64,256,1024",
+    max_batch: MaxBatch = 1,
+    workspace: Workspace = 4096,
+    opt_level: OptLevel = 3,
+    hardware_compatible: HardwareCompatible = False,
+    build_timeout: Timeout = 3600,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs.
 
-    Each is verified against PyTorch; below the parity bar nothing is written.
+    Each is verified against PyTorch; below the parity bar nothing is written. With --trt, engines are then built for
+    this GPU; where that cannot be, the bundle is there all the same and the exit is 3 (`onedva engines` builds later).
     """
     if triton is not None and output is None and (made := existing_bundle(checkpoint)) is not None:
         from onedva_runtime.triton_repository import write_triton
@@ -73,16 +103,28 @@ def export(
         load_onnxruntime()  # what the proof runs on
     from onedva.commands.fit import parse_size
 
-    Terminal(quiet=quiet).start_logging()
+    terminal = Terminal(quiet=quiet)
+    terminal.start_logging()
+    options = engine_options(profiles, max_batch, workspace, opt_level, hardware_compatible)
     sizes = [parse_size(text) for text in resolution or ["128x128", "256x256"]]
+    pixels = [(height, width) for width, height in sizes]
+    statics = None
+    if trt:
+        from onedva_export.static_export import StaticSizes
+
+        counts = parse_numbers(engine_frames, "engine frames") if engine_frames else None
+        statics = StaticSizes(tuple(pixels), counts, dtype)
+    elif engine_frames or dtype != "fp16":
+        raise ValueError("--dtype and --engine-frames are about engines: give --trt too")
     folder = export_bundle(
         checkpoint,
         output,
         name=name,
         max_tokens=max_tokens,
-        resolutions=[(height, width) for width, height in sizes],
+        resolutions=pixels,
         frames=frames,
         card=card,
+        tensorrt=statics,
         overwrite=force,
     )
     typer.echo(str(folder))
@@ -91,6 +133,8 @@ def export(
         from onedva_runtime.triton_repository import write_triton
 
         typer.echo(str(write_triton(read_bundle(folder), triton, overwrite=force)))
+    if trt:
+        build_for(folder, options, timeout=build_timeout, terminal=terminal)
 
 
 def existing_bundle(checkpoint: str) -> Bundle | None:

@@ -45,9 +45,9 @@ Model = Annotated[
 Backend = Annotated[str, typer.Option("--backend", help="auto, or a name that `onedva info` lists.")]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", help="auto, or what the backend computes in: fp32, bf16, int8, as `onedva info` lists."),
+    typer.Option("--dtype", help="auto, or what the backend computes in: fp32, fp16, bf16, int8; see `onedva info`."),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, or what the backend offers.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or cuda:NUMBER.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of the backend; all cores if not given.")
 ]

@@ -21,3 +21,38 @@ def pack(
     threads: int,
 ) -> None: ...
 def texture_and_motion(frames: NDArray[np.uint8], texture: NDArray[np.int64], motion: NDArray[np.int64]) -> None: ...
+
+has_cuda: bool
+cuda_architectures: str  # where has_cuda, as are the functions below; see cpp_ext/kernels.h
+
+def device_gaussian(
+    out: int,
+    table: int,
+    seed: int,
+    first_frame: int,
+    top: int,
+    left: int,
+    frames: int,
+    height: int,
+    width: int,
+    stream: int,
+) -> None: ...
+def device_unpack(out: int, frame: int, frames: int, height: int, width: int, stream: int) -> None: ...
+def device_begin(t: int, generated: int, times: int, counter: int, count: int, stream: int) -> None: ...
+def device_advance(t: int, generated: int, times: int, counter: int, count: int, stream: int) -> None: ...
+def device_update(
+    video: int, velocity: int, kind: int, count: int, lengths: int, counter: int, stream: int
+) -> None: ...
+def device_pack(
+    out: int,
+    video: int,
+    velocity: int,
+    kind: int,
+    lengths: int,
+    counter: int,
+    batch: int,
+    frames: int,
+    height: int,
+    width: int,
+    stream: int,
+) -> None: ...

@@ -62,7 +62,8 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{MANIFEST} has {path.stat().st_size} bytes; allowed: {MAX_MANIFEST_BYTES}")
     manifest = parse_manifest(path.read_bytes())
-    graph_files = {spec.file: spec for spec in manifest.graphs.values()}
+    every = (manifest.graphs, *(static.graphs for static in manifest.tensorrt))
+    graph_files = {spec.file: spec for graphs in every for spec in graphs.values()}
     for required in (WEIGHTS, manifest.golden.file, *graph_files):
         if required not in manifest.files:
             raise BundleError(f"{MANIFEST} lists no size and hash for {required}")

@@ -71,9 +71,10 @@ class VideoCodec:
         name_or_path: str | os.PathLike[str] = "tiny",
         *,
         backend: str = "auto",
-        device: str = "cpu",
+        device: str = "auto",
         threads: int | None = None,
         dtype: str = "auto",
+        streams: int = 1,
         revision: str | None = None,
         limits: Limits | None = None,
         on_timing: OnTiming | None = None,
@@ -81,20 +82,20 @@ class VideoCodec:
         """Open a bundle.
 
         name_or_path: a shipped name ("tiny" is the newest tiny-vN), a folder, or a hub id "owner/name@revision".
-        backend: "onnxruntime", "openvino", or "auto": the fastest usable one that passes the bundle's first golden
-        test; where there are several this is measured once and kept in ONEDVA_CACHE.
-        device: "cpu". threads: CPU threads, ≥ 1; None: every core this process may use.
-        dtype: what the backend computes in: "fp32", "bf16" or "int8" where it and the CPU have it, or "auto": the
-        fastest that passes, measured the same way.
+        backend: "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", or "auto": the fastest usable one that
+        passes the bundle's first golden test; where there are several this is measured once and kept in ONEDVA_CACHE.
+        device: "cpu", "cuda", "cuda:NUMBER", or "auto": any. threads: CPU threads, ≥ 1; None: every core this process
+        may use. dtype: what the backend computes in: "fp32", "fp16", "bf16" or "int8" where it and the machine have
+        it, or "auto": the fastest that passes, measured the same way. streams: calls that run at once on a GPU.
         revision: the pinned revision of a hub id. limits: bounds on packets beside the bundle's own (max_pixels,
         max_latents). on_timing: called as on_timing(stage, seconds) in the calling thread after place, encode,
         condition, noise, velocity, pack, soften, and decode, which is those of one step in one graph.
 
         Raises BundleError for a bundle that is missing or refused, BackendError for a backend that is unknown, not
-        installed or not computing this model, ValueError for threads below 1.
+        installed or not computing this model, ValueError for threads or streams below 1.
         """
         bundle = read_bundle(find(name_or_path, revision=revision))
-        chosen = open_fastest(backend, bundle, device=device, threads=threads, dtype=dtype)
+        chosen = open_fastest(backend, bundle, device=device, threads=threads, dtype=dtype, streams=streams)
         return cls(
             bundle,
             chosen.backend,
@@ -147,7 +148,7 @@ class VideoCodec:
             "backends_measured": [
                 {"name": f"{entry.backend} {entry.dtype}", **asdict(entry)} for entry in self._measured
             ],
-            "device": "cpu",
+            "device": "cuda" if self.backend_name in ("tensorrt", "onnxruntime-cuda") else "cpu",
             "threads": self._backend.threads,
             "max_tokens": self.max_tokens,
             "clip_frames": self.clip_frames,

@@ -7,14 +7,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Backend, Float32
+from onedva_runtime.backends import Backend, Float32, SamplesOnDevice
 from onedva_runtime.manifest import SamplerSpec
 from onedva_runtime.noise import gaussian
-from onedva_runtime.sampler import integrate, linear_timesteps, pack_frames
+from onedva_runtime.sampler import integrate, linear_timesteps, moving_timesteps, pack_frames
 
 __all__ = ["OnTiming", "decode_batch", "encode_batch", "timed"]
 
@@ -113,6 +114,14 @@ def decode_batch(
         frames_before = np.stack([blank if context is None else context for context in contexts])
         with timed(on_timing, "decode"):
             return backend.one_step(*given, frames_before)
+    places = [(n, y, x) for n, (y, x) in zip(first_frames, corners or [(0, 0)] * batch, strict=True)]
+    if num_steps and backend.samples_on_device:
+        from onedva_runtime.backends.device_sampler import Sampling
+
+        with timed(on_timing, "decode"):
+            timesteps = moving_timesteps(num_steps, min_t=sampler.schedule.min_t)
+            sampling = Sampling((batch, 3, count, height, width), seed, places, timesteps, contexts)
+            return cast(SamplesOnDevice, backend).sample(given, sampling)
     with timed(on_timing, "condition"):
         condition = backend.condition(*given)
     velocity, dt = None, 0.0
@@ -121,8 +130,7 @@ def decode_batch(
     else:
         with timed(on_timing, "noise"):
             box = {"frames": count, "height": height, "width": width, "threads": backend.threads}
-            places = zip(first_frames, corners or [(0, 0)] * batch, strict=True)
-            clips = [gaussian(seed, first_frame=n, top=y, left=x, **box) for n, (y, x) in places]
+            clips = [gaussian(seed, first_frame=n, top=y, left=x, **box) for n, y, x in places]
             noise = clips[0][None] if batch == 1 else np.stack(clips)
             for row, context in enumerate(contexts):
                 if context is not None:

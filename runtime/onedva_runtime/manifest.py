@@ -12,7 +12,7 @@ from typing import Literal, cast
 from onedva_runtime.errors import BundleError
 from onedva_runtime.typed_json import as_mapping, parse_as
 
-__all__ = ["GoldenCase", "GraphSpec", "Manifest", "TensorSpec", "parse_manifest"]
+__all__ = ["GoldenCase", "GraphSpec", "Manifest", "StaticGraphs", "TensorSpec", "parse_manifest"]
 
 SCHEMA_VERSION = 3  # 1 placed each latent on a patch of its own, 2 by the sum of texture and motion
 
@@ -138,6 +138,29 @@ class GraphSpec:
 
 
 @dataclass(frozen=True)
+class StaticGraphs:
+    """Graphs of one clip size for TensorRT: only batch and latent length are open in them."""
+
+    frames: int
+    """Frames of a clip, 1 + 4n."""
+    height: int
+    """Pixels, a multiple of 16."""
+    width: int
+    """Pixels, a multiple of 16."""
+    dtype: Literal["fp32", "fp16", "bf16"]
+    """What the products of the decoder's graphs compute in; the encoder's is float32 in all."""
+    graphs: dict[str, GraphSpec]
+    """As `Manifest.graphs`, the same names."""
+    parity: dict[str, object] = field(default_factory=dict[str, object])
+    """How close they came to PyTorch."""
+
+    @property
+    def size(self) -> str:
+        """Clip size in words: frames×height×width."""
+        return f"{self.frames}×{self.height}×{self.width}"
+
+
+@dataclass(frozen=True)
 class FileSpec:
     bytes: int
     """Size of the file."""
@@ -195,6 +218,8 @@ class Manifest:
     """Largest absolute difference from the golden tensors, by role."""
     parity: dict[str, object]
     """Report of the export's own check against PyTorch."""
+    tensorrt: tuple[StaticGraphs, ...] = ()
+    """Graphs that engines are built from, where the export made any."""
     raw: dict[str, object] = field(default_factory=dict[str, object])
 
     @property
@@ -256,6 +281,14 @@ def _check_values(manifest: Manifest) -> None:
         "graphs must be encoder, condition, velocity and, where it pays, one_step": manifest.graphs.keys()
         in ({"encoder", "condition", "velocity"}, {"encoder", "condition", "velocity", "one_step"}),
         "golden.cases must not be empty": len(manifest.golden.cases) > 0,
+        "tensorrt must have the names of graphs, frames of 1 + 4n and sides that are multiples of 16": all(
+            static.graphs.keys() == manifest.graphs.keys()
+            and static.frames > 0
+            and static.frames % 4 == 1
+            and min(static.height, static.width) > 0
+            and static.height % 16 == static.width % 16 == 0
+            for static in manifest.tensorrt
+        ),
     }
     for rule, holds in rules.items():
         if not holds:

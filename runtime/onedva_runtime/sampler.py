@@ -15,7 +15,15 @@ import numpy.typing as npt
 
 from onedva_runtime.noise import native
 
-__all__ = ["euler", "integrate", "linear_timesteps", "pack_frames", "reference_pack", "reference_update"]
+__all__ = [
+    "euler",
+    "integrate",
+    "linear_timesteps",
+    "moving_timesteps",
+    "pack_frames",
+    "reference_pack",
+    "reference_update",
+]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -30,6 +38,12 @@ def linear_timesteps(num_steps: int, *, min_t: float) -> Float32:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     evaluated = 1 - np.arange(num_steps) / num_steps
     return np.append(np.maximum(evaluated, min_t), 0).astype(np.float32)
+
+
+def moving_timesteps(num_steps: int, *, min_t: float) -> Float32:
+    """`linear_timesteps` without the steps of no length that `min_t` makes: strictly falling."""
+    times = linear_timesteps(num_steps, min_t=min_t)
+    return times[np.append(True, np.diff(times) != 0)]
 
 
 def euler(

@@ -22,7 +22,7 @@ __all__ = ["run_golden"]
 DEFAULT_TOLERANCE = 5e-3  # of normalised latents, whose deviation is about 1: fp32 backends differ by 1e-4
 # What a coarser dtype is held to instead of the manifest's bars: the decode's PSNR in dB, and a latent's difference.
 # bf16 keeps 8 bits, so that a latent of 8 may be off by 0.03 before anything was computed with it.
-COARSE_BARS = {"bf16": (45.0, 0.25), "int8": (40.0, 0.5)}
+COARSE_BARS = {"fp16": (50.0, 0.05), "bf16": (45.0, 0.25), "int8": (40.0, 0.5)}
 
 
 def run_golden(bundle: Bundle, backend: Backend, cases: Sequence[GoldenCase] | None = None) -> list[dict[str, Any]]:

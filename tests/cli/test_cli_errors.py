@@ -83,7 +83,8 @@ def test_damaged_latents_are_refused(run: Run, video: Path, tmp_path: Path, refu
         (["--tokens", "-3"], ["tokens", "-3"]),
         (["-m", "no-such-model"], ["no-such-model"]),
         (["--backend", "abacus"], ["abacus", "onnxruntime"]),
-        (["--device", "cuda"], ["cuda", "cpu"]),
+        (["--device", "cuda"], ["cuda", "pip install 'onedva[gpu]'", "pip install 'onedva[trt]'"]),
+        (["--device", "gpu"], ["gpu", "auto, cpu, cuda"]),
     ],
 )
 def test_options_out_of_range_say_what_is_allowed(

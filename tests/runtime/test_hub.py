@@ -92,16 +92,28 @@ def test_an_unreachable_hub_is_a_bundle_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_unknown_backends_and_devices_list_the_valid_ones(fake_bundle: Path) -> None:
-    with pytest.raises(BackendError, match="unknown backend 'torch'; valid: auto, onnxruntime, openvino, tensorrt"):
+    valid = "auto, onnxruntime, openvino, onnxruntime-cuda, tensorrt"
+    with pytest.raises(BackendError, match=f"unknown backend 'torch'; valid: {valid}"):
         VideoCodec.from_pretrained(fake_bundle, backend="torch")
-    with pytest.raises(BackendError, match="tensorrt cannot be used: not in this version"):
+    with pytest.raises(BackendError, match=r"tensorrt cannot be used: .* pip install 'onedva\[trt\]'"):
         VideoCodec.from_pretrained(fake_bundle, backend="tensorrt")
-    with pytest.raises(BackendError, match="unknown dtype 'fp8'; valid: auto, fp32, bf16, int8"):
+    with pytest.raises(
+        BackendError, match=r"onnxruntime-cuda cannot be used: not installed: pip install 'onedva\[gpu\]'"
+    ):
+        VideoCodec.from_pretrained(fake_bundle, backend="onnxruntime", device="cuda")
+    with pytest.raises(BackendError, match="unknown dtype 'fp8'; valid: auto, fp32, fp16, bf16, int8"):
         VideoCodec.from_pretrained(fake_bundle, dtype="fp8")
-    with pytest.raises(BackendError, match="onnxruntime computes in fp32 on this CPU, got dtype 'bf16'"):
+    with pytest.raises(BackendError, match="onnxruntime computes in fp32 on this machine, got dtype 'bf16'"):
         VideoCodec.from_pretrained(fake_bundle, backend="onnxruntime", dtype="bf16")
-    with pytest.raises(BackendError, match="device 'cuda' is not in this version of onedva; valid: cpu"):
+    for device in ("gpu", "cpu:1", "cuda:", "cuda:x"):
+        with pytest.raises(BackendError, match=f"unknown device '{device}'; valid: auto, cpu, cuda, cuda:NUMBER"):
+            VideoCodec.from_pretrained(fake_bundle, device=device)
+    with pytest.raises(
+        BackendError, match=r"no usable backend on device 'cuda' .*; tensorrt: TensorRT is not installed"
+    ):
         VideoCodec.from_pretrained(fake_bundle, device="cuda")
+    with pytest.raises(BackendError, match="openvino runs on cpu, got device 'cuda:1'"):
+        VideoCodec.from_pretrained(fake_bundle, backend="openvino", dtype="fp32", device="cuda:1")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         VideoCodec.from_pretrained(fake_bundle, threads=0)
 
@@ -116,10 +128,11 @@ def test_two_onnxruntimes_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {status.name: status.usable for status in backends.available()} == {
         "onnxruntime": True,
         "openvino": True,
+        "onnxruntime-cuda": False,
         "tensorrt": False,
     }
     monkeypatch.setattr(metadata, "version", lambda package: "1.31.1")
-    (status,) = [status for status in backends.available() if status.name == "onnxruntime"]
+    status = backends.STATUSES["onnxruntime"]()
     assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1 overwrite each other" in status.reason
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,24 @@ import numpy.typing as npt
 from onedva_runtime.errors import BackendError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onedva_runtime.backends.device_sampler import Sampling
     from onedva_runtime.bundle import Bundle
 
-__all__ = ["DTYPES", "Backend", "BackendStatus", "Condition", "available", "open_backend", "usable_cores"]
+__all__ = [
+    "DTYPES",
+    "Backend",
+    "BackendStatus",
+    "Condition",
+    "SamplesOnDevice",
+    "available",
+    "device_number",
+    "open_backend",
+    "usable_cores",
+]
 
-DTYPES = ("fp32", "bf16", "int8")
+DTYPES = ("fp32", "fp16", "bf16", "int8")
 
 Float32 = npt.NDArray[np.float32]
 
@@ -44,6 +57,8 @@ class Backend(Protocol):
     """What it computes in, one of DTYPES; inputs and outputs are float32 for all."""
     has_one_step: bool
     """Whether the bundle has the graph that `one_step` runs."""
+    samples_on_device: bool
+    """Whether it is a `SamplesOnDevice`, and can be one here."""
 
     def encode(
         self,
@@ -85,6 +100,14 @@ class Backend(Protocol):
         ...
 
 
+class SamplesOnDevice(Backend, Protocol):
+    """A backend on a GPU that runs the whole loop of a decode there."""
+
+    def sample(self, given: Sequence[npt.NDArray[Any]], sampling: Sampling) -> npt.NDArray[np.uint8]:
+        """given: the six inputs of `condition` in its order → frames (B, T, H, W, 3)."""
+        ...
+
+
 @dataclass(frozen=True)
 class BackendStatus:
     """Whether one known backend can be used here."""
@@ -96,7 +119,9 @@ class BackendStatus:
     reason: str
     """Its version where usable, else why not and what to do."""
     dtypes: tuple[str, ...] = ()
-    """What it can compute in on this CPU, the plainest first."""
+    """What it can compute in on this machine, the plainest first."""
+    device: str = "cpu"
+    """Where it runs: "cpu" or "cuda"."""
 
 
 def usable_cores() -> int:
@@ -140,44 +165,100 @@ def _openvino_status() -> BackendStatus:
     return BackendStatus("openvino", True, f"openvino {installed('openvino')}, CPU: {', '.join(dtypes)}", dtypes)
 
 
+def _onnxruntime_cuda_status() -> BackendStatus:
+    name, gpu = "onnxruntime-cuda", installed("onnxruntime-gpu")
+    if gpu is None:
+        return BackendStatus(name, False, "not installed: pip install 'onedva[gpu]'", device="cuda")
+    from onedva_runtime.backends.gpu import MissingGpu, cuda_runtime
+    from onedva_runtime.backends.onnxruntime import load_onnxruntime
+
+    if "CUDAExecutionProvider" not in load_onnxruntime().get_available_providers():
+        return BackendStatus(name, False, f"onnxruntime-gpu {gpu} has no CUDA provider here", device="cuda")
+    try:
+        cuda_runtime()
+    except MissingGpu as problem:
+        return BackendStatus(name, False, str(problem), device="cuda")
+    return BackendStatus(name, True, f"onnxruntime-gpu {gpu}, CUDA", ("fp32",), "cuda")
+
+
 def _tensorrt_status() -> BackendStatus:
-    found = "" if find_spec("tensorrt") is None else ", though the package is installed"
-    return BackendStatus("tensorrt", False, f"not in this version of onedva{found}")
+    from onedva_runtime.backends.gpu import MissingGpu, find_gpu
+
+    try:
+        gpu = find_gpu()
+    except MissingGpu as problem:
+        return BackendStatus("tensorrt", False, str(problem), device="cuda")
+    what = f"TensorRT {gpu.tensorrt} on {gpu.name}, with engines that `onedva engines` builds"
+    return BackendStatus("tensorrt", True, what, ("fp16", "bf16", "fp32"), "cuda")
 
 
-STATUSES = {"onnxruntime": _onnxruntime_status, "openvino": _openvino_status, "tensorrt": _tensorrt_status}
+STATUSES = {
+    "onnxruntime": _onnxruntime_status,
+    "openvino": _openvino_status,
+    "onnxruntime-cuda": _onnxruntime_cuda_status,
+    "tensorrt": _tensorrt_status,
+}
 
 
 def available() -> list[BackendStatus]:
-    """The known backends, each with whether it is usable here. Asks OpenVINO, where it is installed, for what this CPU
-    can do; imports no other."""
+    """The known backends, each with whether it is usable here. Asks those that are installed for what this machine can
+    do; imports no other."""
     return [status() for status in STATUSES.values()]
 
 
+def device_number(device: str) -> tuple[str, int]:
+    """ "cpu", "cuda" or "cuda:1" as kind and number; ("", 0) for "auto". Raises BackendError for anything else."""
+    kind, _, number = device.partition(":")
+    if device == "auto":
+        return "", 0
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdecimal())) or device.endswith(":"):
+        raise BackendError(f"unknown device {device!r}; valid: auto, cpu, cuda, cuda:NUMBER")
+    return kind, int(number or 0)
+
+
 def open_backend(
-    name: str, bundle: Bundle, *, device: str = "cpu", threads: int | None = None, dtype: str = "fp32"
+    name: str,
+    bundle: Bundle,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    dtype: str | None = None,
+    streams: int = 1,
 ) -> Backend:
     """Open the graphs of `bundle`.
 
-    name: a backend's name. device: "cpu". threads: CPU threads per graph, ≥ 1; None: as many as this process may use.
-    dtype: what to compute in. Raises BackendError for an unknown or unusable backend, device or dtype, ValueError for
-    threads below 1.
+    name: a backend's name. device: "auto" (where the backend runs), "cpu", "cuda", or "cuda:NUMBER". threads: CPU
+    threads per graph, ≥ 1; None: as many as this process may use. dtype: what to compute in; None: the plainest that
+    the backend has. streams: calls that may run at once on a GPU, ≥ 1. Raises BackendError for an unknown or unusable
+    backend, device or dtype, ValueError for threads or streams below 1.
     """
     if name not in STATUSES:
         raise BackendError(f"unknown backend {name!r}; valid: auto, {', '.join(STATUSES)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
+    kind, number = device_number(device)
     status = STATUSES[name]()
     if not status.usable:
         raise BackendError(f"backend {name} cannot be used: {status.reason}")
-    if device != "cpu":
-        raise BackendError(f"device {device!r} is not in this version of onedva; valid: cpu")
+    if kind and kind != status.device:
+        raise BackendError(f"backend {name} runs on {status.device}, got device {device!r}")
+    dtype = dtype or status.dtypes[0]
     if dtype not in status.dtypes:
-        raise BackendError(f"backend {name} computes in {', '.join(status.dtypes)} on this CPU, got dtype {dtype!r}")
+        raise BackendError(
+            f"backend {name} computes in {', '.join(status.dtypes)} on this machine, got dtype {dtype!r}"
+        )
     if name == "openvino":
         from onedva_runtime.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(bundle, threads=threads, dtype=dtype)
+    if name == "tensorrt":
+        from onedva_runtime.backends.tensorrt import TensorRtBackend
+
+        return TensorRtBackend(bundle, dtype=dtype, streams=streams, device=number)
+    if name == "onnxruntime-cuda":
+        from onedva_runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+
+        return OnnxRuntimeCudaBackend(bundle, device=number)
     from onedva_runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, threads=threads)

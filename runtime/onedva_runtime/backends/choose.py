@@ -17,10 +17,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onedva_runtime.backends import DTYPES, Backend, available, cpu_name, installed, open_backend, usable_cores
+from onedva_runtime.backends import (
+    DTYPES,
+    Backend,
+    BackendStatus,
+    available,
+    cpu_name,
+    device_number,
+    installed,
+    open_backend,
+    usable_cores,
+)
 from onedva_runtime.errors import BackendError
 from onedva_runtime.files import AtomicFile
 from onedva_runtime.placement import PATCH_SIZE
+from onedva_runtime.prepare import clip_frames_for
 from onedva_runtime.private_cache import cache_key, private_folder
 
 if TYPE_CHECKING:
@@ -63,30 +74,42 @@ class Chosen:
 
 
 def open_fastest(
-    name: str, bundle: Bundle, *, device: str = "cpu", threads: int | None = None, dtype: str = "auto"
+    name: str,
+    bundle: Bundle,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    dtype: str = "auto",
+    streams: int = 1,
 ) -> Chosen:
     """Open a backend by name, or the fastest; at a dtype, or at the fastest that passes the golden test.
 
-    name: "auto" or a backend's name. dtype: "auto", "fp32", "bf16", "int8". The rest as `open_backend`, which also says
-    what is raised; BackendError too where nothing passes.
+    name: "auto" or a backend's name. device: "auto" takes those of every device. dtype: "auto" or one of DTYPES. The
+    rest as `open_backend`, which also says what is raised; BackendError too where nothing passes.
     """
     if dtype not in ("auto", *DTYPES):
         raise BackendError(f"unknown dtype {dtype!r}; valid: auto, {', '.join(DTYPES)}")
-    if name != "auto" and dtype != "auto":
-        return Chosen(open_backend(name, bundle, device=device, threads=threads, dtype=dtype), "asked for")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    statuses = [status for status in available() if name in ("auto", status.name)]
-    pairs = [
-        (status.name, kind) for status in statuses if status.usable for kind in status.dtypes if dtype in ("auto", kind)
-    ]
+    kind, _ = device_number(device)
 
     def open_pair(pair: tuple[str, str]) -> Backend:
-        return open_backend(pair[0], bundle, device=device, threads=threads, dtype=pair[1])
+        return open_backend(pair[0], bundle, device=device, threads=threads, dtype=pair[1], streams=streams)
 
-    if not pairs or device != "cpu":  # let it say what is wrong
-        backend = open_backend("onnxruntime" if name == "auto" else name, bundle, device=device, threads=threads)
-        raise BackendError(f"no usable backend computes in {dtype}; {backend.name} computes in {backend.dtype}")
+    if name == "onnxruntime" and kind == "cuda":
+        name = "onnxruntime-cuda"
+    if name != "auto" and dtype != "auto":
+        return Chosen(open_pair((name, dtype)), "asked for")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    statuses = [status for status in available() if name in ("auto", status.name) and kind in ("", status.device)]
+    pairs = [
+        (status.name, kind)
+        for status in statuses
+        if status.usable
+        for kind in status.dtypes
+        if dtype in ("auto", kind) and _has_graphs(bundle, status, kind, named=name != "auto")
+    ]
+    if not pairs:
+        raise _nothing(name, bundle, device=device, dtype=dtype, statuses=statuses)
     if len(pairs) == 1:
         backend = open_pair(pairs[0])
         if name != "auto":
@@ -110,6 +133,40 @@ def open_fastest(
     return Chosen(open_pair((best.backend, best.dtype)), _reason(measured), tuple(measured))
 
 
+def _has_graphs(bundle: Bundle, status: BackendStatus, dtype: str, *, named: bool) -> bool:
+    """Whether the bundle has what a backend runs. For TensorRT: graphs of a dtype, and engines of them here; where it
+    was asked for by name, missing engines are for `open_backend` to tell."""
+    if status.name != "tensorrt":
+        return True
+    statics = [static for static in bundle.manifest.tensorrt if static.dtype == dtype]
+    if not statics or named:
+        return bool(statics)
+    from onedva_runtime.backends.gpu import find_gpu
+    from onedva_runtime.engines import find_engine
+
+    try:
+        for static in statics:
+            for graph in static.graphs:
+                find_engine(bundle, static, graph, find_gpu())
+    except BackendError as problem:
+        logger.info("TensorRT is left out: %s", problem)
+        return False
+    return True
+
+
+def _nothing(name: str, bundle: Bundle, *, device: str, dtype: str, statuses: list[BackendStatus]) -> BackendError:
+    """Why no backend is left to choose from."""
+    none = bool(statuses) and not any(status.usable for status in statuses) and not device.startswith("cuda")
+    asked = name if name != "auto" else statuses[0].name if none else None
+    if asked is not None:
+        try:  # let it say what is wrong
+            open_backend(asked, bundle, device=device, dtype=None if dtype == "auto" else dtype)
+        except BackendError as problem:
+            return problem
+    found = "; ".join(f"{s.name} in {', '.join(s.dtypes)}" if s.usable else f"{s.name}: {s.reason}" for s in statuses)
+    return BackendError(f"no usable backend on device {device!r} computes in {dtype}; there are: {found}")
+
+
 def _ranked(measured: list[Measured]) -> list[Measured]:
     """What to take first: the fastest that passed, but a coarser dtype only where it gains COARSE_GAIN over fp32."""
     exact = min((m.seconds for m in measured if m.passed and m.dtype == "fp32"), default=float("inf"))
@@ -122,7 +179,8 @@ def _ranked(measured: list[Measured]) -> list[Measured]:
 
 def _facts(bundle: Bundle, pairs: list[tuple[str, str]], threads: int | None) -> list[Any]:
     """Everything the answer depends on; the manifest holds the hash of every file."""
-    versions = {package: installed(package) for package in ("onedva", "onnxruntime", "onnxruntime-gpu", "openvino")}
+    packages = ("onedva", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
+    versions = {package: installed(package) for package in packages}
     return [bundle.manifest.raw, versions, cpu_name(), usable_cores(), threads, platform.machine(), sorted(pairs)]
 
 
@@ -140,6 +198,7 @@ def _measure(
     They are timed in turns, so that a machine that is busy for a while slows them all.
     """
     results: list[Measured] = []
+    size = _timed_size(bundle, pairs)
     running: list[tuple[Measured, Callable[[], float]]] = []
     for pair in pairs:
         try:
@@ -150,21 +209,29 @@ def _measure(
             continue
         result = Measured(*pair, passed=case["passed"], psnr_db=round(case["psnr_db"], 1), seconds=0.0)
         if result.passed:
-            running.append((result, _round_trip(bundle, backend)))
+            running.append((result, _round_trip(bundle, backend, size)))
         else:
             results.append(result)
     seconds = [[timer() for _, timer in running] for _ in range(1 + RUNS)][1:]  # the first round compiles
     return results + [replace(result, seconds=min(row[i] for row in seconds)) for i, (result, _) in enumerate(running)]
 
 
-def _round_trip(bundle: Bundle, backend: Backend) -> Callable[[], float]:
+def _timed_size(bundle: Bundle, pairs: list[tuple[str, str]]) -> tuple[int, int, int]:
+    """(frames, height, width) of the clip that is timed: small, or of the largest engine where there are engines."""
+    if any(name == "tensorrt" for name, _ in pairs):
+        static = max(bundle.manifest.tensorrt, key=lambda s: s.frames * s.height * s.width)
+        return static.frames, static.height, static.width
+    side = min(SIDE, PATCH_SIZE * math.isqrt(bundle.manifest.clip.max_video_positions))
+    return min(FRAMES, clip_frames_for(side, side, bundle.manifest)), side, side
+
+
+def _round_trip(bundle: Bundle, backend: Backend, size: tuple[int, int, int]) -> Callable[[], float]:
     """A function that encodes and decodes one made-up clip and returns the seconds that took."""
     from onedva_runtime.clips import make_clip
     from onedva_runtime.codec import VideoCodec
 
     codec = VideoCodec(bundle, backend)
-    side = min(SIDE, PATCH_SIZE * math.isqrt(bundle.manifest.clip.max_video_positions))
-    frames = make_clip(min(FRAMES, codec.clip_frames_for(height=side, width=side)), side, side)
+    frames = make_clip(*size)
 
     def timer() -> float:
         start = time.perf_counter()

@@ -43,6 +43,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     dtype = "fp32"
+    samples_on_device = False
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         """Open the graphs of `bundle` with `threads` CPU threads each (None: every core this process may use).

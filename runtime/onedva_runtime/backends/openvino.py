@@ -47,6 +47,7 @@ class OpenVinoBackend:
     """See `Backend`. Calls from many threads take turns where there are more of them than cores."""
 
     name = "openvino"
+    samples_on_device = False
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, dtype: str = "fp32") -> None:
         """Read the graphs of `bundle`; they are compiled when a shape comes first.
