@@ -44,6 +44,22 @@ def video_from_velocity(noisy: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     return noisy - t * velocity
 
 
+def input_scale(t: Tensor) -> Tensor:
+    """Factor that gives `add_noise` of data of unit variance unit variance again: 1 / √((1 − t)² + t²)."""
+    return ((1 - t).square() + t.square()).rsqrt()
+
+
+def output_scales(t: Tensor) -> tuple[Tensor, Tensor]:
+    """(skip, scale) of clean = skip·noisy + scale·network, for data of unit variance.
+
+    skip·noisy is the best linear guess, (1 − t) / ((1 − t)² + t²), and scale its error's standard deviation,
+    t / √((1 − t)² + t²): a network of unit variance serves every t (Karras et al. 2022, for the straight path). At
+    t = 0 clean is noisy.
+    """
+    variance = (1 - t).square() + t.square()
+    return (1 - t) / variance, t * variance.rsqrt()
+
+
 def loss_weight(t: Tensor) -> Tensor:
     """Velocity weighting of a clean-video loss, 1 / max(t, 0.2)²."""
     return t.clamp(min=LOSS_TIME).pow(-2)
