@@ -3,12 +3,14 @@ written beside its place under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
 import stat
 import weakref
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -39,6 +41,12 @@ def open_regular(path: str, limits: Limits, *, error: type[OneDVAError]) -> Bina
         os.close(handle)
         raise error(f"{path}: {problem}")
     return os.fdopen(handle, "rb", buffering=0)
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, hex: the identity of weights."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(path: str) -> None:

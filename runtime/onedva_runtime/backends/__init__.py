@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,16 @@ from onedva_runtime.errors import BackendError
 if TYPE_CHECKING:
     from onedva_runtime.bundle import Bundle
 
-__all__ = ["DTYPES", "Backend", "BackendStatus", "Condition", "available", "open_backend", "usable_cores"]
+__all__ = [
+    "DTYPES",
+    "Backend",
+    "BackendStatus",
+    "Condition",
+    "LatentBackend",
+    "available",
+    "open_backend",
+    "usable_cores",
+]
 
 DTYPES = ("fp32", "bf16", "int8")
 
@@ -82,6 +92,16 @@ class Backend(Protocol):
         context_frame: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.uint8]:
         """As `condition`, and context_frame (B,H,W,3) → frames (B,T,H,W,3) of a decode with one step."""
+        ...
+
+
+@runtime_checkable
+class LatentBackend(Protocol):
+    """A backend that can run the graph `generator` too."""
+
+    def latent_velocity(self, feeds: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
+        """The graph's inputs by name → velocities of structural latent and 1D latents, in float32 whatever the dtype:
+        errors of many steps add up. Raises BackendError where it fails."""
         ...
 
 
