@@ -17,6 +17,8 @@ from onedva.commands.ablation import ablate
 from onedva.commands.console import Terminal
 from onedva.commands.evaluation import evaluate
 from onedva.commands.failures import Verbs
+from onedva.commands.generate_verb import generate
+from onedva.commands.generation import scenes, tokenize, train_ldm
 from onedva.commands.model_verbs import export
 from onedva.commands.odva import thin
 from onedva.commands.options import (
@@ -350,6 +352,10 @@ app.command("eval")(evaluate)
 app.command()(shard)
 app.command()(thin)
 app.command()(ablate)
+app.command()(scenes)
+app.command()(tokenize)
+app.command("train-ldm")(train_ldm)
+app.command()(generate)
 
 if __name__ == "__main__":
     main()

@@ -33,7 +33,7 @@ def train(
     context: typer.Context,
     clips: Clips,
     output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint folder.")] = Path("checkpoint"),
-    preset: Annotated[str | None, flag("--preset", "tiny, small, base, large or paper.", "tiny")] = None,
+    preset: Annotated[str | None, flag("--preset", "nano, tiny, small, base, large or paper.", "tiny")] = None,
     start: Annotated[
         str | None,
         typer.Option("--init", help="A model to begin from: a folder or a shipped name.", show_default=False),
