@@ -117,18 +117,20 @@ class LatentDiT(nn.Module):
             tokens.append(torch.where(told, self.text_in(asked.text), self.no_text).to(latents.dtype))
         hidden_tokens = torch.cat(tokens, dim=1)[:, None]  # (B, 1, M, D)
 
-        length = asked.has_latents * count
-        modulation = self.modulation(self.condition(times, asked.label, length, positions=groups * height * width))
+        # counted on tensors: in exported graphs sizes are no numbers to multiply with
+        length = torch.ones_like(asked.anchors, dtype=torch.float32).sum(dim=1) * asked.has_latents
+        positions = torch.ones_like(structural[..., 0]).flatten(1).sum(dim=1)
+        modulation = self.modulation(self.condition(times, asked.label, length, positions))
         blocks, ends = modulation.split([BLOCK_MODULATIONS * self.config.width, 2 * self.config.width], dim=-1)
-        positions = grid_positions(groups, height, width, t.device)[None].expand(batch, -1, -1)
+        places = grid_positions(groups, height, width, t.device)[None].expand(batch, -1, -1)
         where = anchor_positions(asked.anchors, height, width)
         if self.config.anchors == "generated":
             where = where * 0  # not known before they are generated
-        plain = positions.new_zeros(batch, 1, 3)
-        places = [positions, plain.expand(-1, ResolutionTokens.count, -1), where]
+        plain = places.new_zeros(batch, 1, 3)
+        parts = [places, plain.expand(-1, ResolutionTokens.count, -1), where]
         if self.config.text_channels:
-            places.append(plain.expand(-1, self.config.text_tokens, -1))
-        rotations = rope_rotations(torch.cat(places, dim=1))
+            parts.append(plain.expand(-1, self.config.text_tokens, -1))
+        rotations = rope_rotations(torch.cat(parts, dim=1))
         for block in self.blocks:
             grid, hidden_tokens = block.in_context(grid, hidden_tokens, blocks, rotations)  # type: ignore[operator]
 
@@ -145,14 +147,17 @@ class LatentDiT(nn.Module):
             sequence * at_last[0] + self.sequence_out(latents).float() * at_last[1],
         )
 
-    def condition(self, times: Tensor, label: Tensor, length: Tensor, *, positions: int) -> Tensor:
-        """Time of each group, class and number of 1D latents as one vector: (B, Tg, CONDITION_CHANNELS)."""
+    def condition(self, times: Tensor, label: Tensor, length: Tensor, positions: Tensor) -> Tensor:
+        """Time of each group, class and number of 1D latents as one vector: (B, Tg, CONDITION_CHANNELS).
+
+        times (B, Tg); label (B,); length (B,) 1D latents and positions (B,) of the grid, both float.
+        """
         half = TIME_FEATURES // 2
         frequencies = torch.exp(-math.log(1000.0) * torch.arange(half, device=times.device) / half)
         angles = times.float()[..., None] * (1000.0 * frequencies)
         time = self.time_in(torch.cat([angles.cos(), angles.sin()], dim=-1))  # (B, Tg, C)
-        share = length.float() / positions
-        octaves = torch.log2(1 + length.float() / self.config.length_multiple)
+        share = length / positions
+        octaves = torch.log2(1 + length / self.config.length_multiple)
         told = self.length_in(torch.stack([share, octaves, (length > 0).float()], dim=-1))
         # a product with one-hot rows, not a look-up: exported graphs then hold no Gather that could be out of range
         chosen = (label[:, None] == torch.arange(len(self.config.classes) + 1, device=label.device)).float()
