@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scene_judge import judged, train_judge
+from safetensors.torch import load_file, save_file
+from scene_judge import Judge, judged, train_judge
 
 from onedva.checkpoint import save_model
 from onedva.config import preset
@@ -81,10 +82,21 @@ def scenes(first_seed: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.i
     return np.stack(made), np.tile(np.arange(len(CLASSES)), count)
 
 
+def a_judge(path: Path, real: NDArray[np.uint8], labels: NDArray[np.int64]) -> Judge:
+    """The classifier, trained once."""
+    if path.exists():
+        network = Judge(len(CLASSES))
+        network.load_state_dict(load_file(path))
+        return network.eval()
+    network = train_judge(real, labels, classes=len(CLASSES))
+    save_file(network.state_dict(), path)
+    return network
+
+
 def judge(root: Path, *, per_class: int, steps: int, guidance: float, ldm: str, autoencoder: str) -> dict[str, Any]:
     real, labels = scenes(0, PER_CLASS)
     held_out, held_labels = scenes(HELD_OUT, 40)
-    network = train_judge(real, labels, classes=len(CLASSES))
+    network = a_judge(root / "judge.safetensors", real, labels)
     found, features = judged(network, held_out)
     rows: dict[str, dict[str, Any]] = {"held-out scenes": {"accuracy": float((found == held_labels).mean())}}
     rows["held-out scenes"] |= {"nearest_db": nearest(held_out, real), "excess": edge_excess(held_out)}

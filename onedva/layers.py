@@ -88,7 +88,7 @@ class Attention(nn.Module):
         """softmax(q kᵀ / 8) v, heads joined again: (B, N, D), before the output projection."""
         # norms may leave float32 under autocast; one dtype keeps the fused kernel
         query, key = query.to(value.dtype), key.to(value.dtype)
-        if mask is None and query.requires_grad and query.device.type == "cpu" and key.shape[2] <= SHORT_SEQUENCE:
+        if self.training and mask is None and query.device.type == "cpu" and key.shape[2] <= SHORT_SEQUENCE:
             # short sequences: the fused kernel's backward pass takes three times as long as plain products there
             seen = (query @ key.transpose(-1, -2) * HEAD_DIM**-0.5).softmax(dim=-1).to(value.dtype) @ value
         else:

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onedva.checkpoint import WEIGHTS
-from onedva.config import OneDVAConfig
-from onedva.generation.checkpoint import GENERATOR_WEIGHTS, check_autoencoder, load_generator, save_generator
-from onedva.generation.config import GeneratorConfig
+from onedva.generation.checkpoint import (
+    GENERATOR_WEIGHTS,
+    check_autoencoder,
+    latent_space,
+    load_generator,
+    save_generator,
+)
 from onedva.generation.model import Asked, LatentDiT, Latents
 from onedva.generation.sample import generate_latents
 from onedva_export.graphs import GraphPlan
 from onedva_export.verify import FOUR_STEP_DB, ONE_STEP_DB, ParityError
 from onedva_runtime.backends.onnxruntime import load_onnxruntime
-from onedva_runtime.files import sha256_of
 
 __all__ = ["copy_generator", "generator_entry", "plan_generator", "verify_generator"]
 
@@ -38,7 +40,7 @@ def copy_generator(source: Path, folder: Path) -> LatentDiT | None:
         return None
     generator = load_generator(source)
     check_autoencoder(source, generator.config)
-    config = dataclasses.replace(generator.config, autoencoder=sha256_of(folder / WEIGHTS))
+    config = dataclasses.replace(generator.config, autoencoder=latent_space(folder))
     save_generator(generator.state_dict(), config, folder, dtype=torch.float16)
     return load_generator(folder)
 
@@ -117,7 +119,7 @@ def plan_generator(generator: LatentDiT) -> GraphPlan:
     return GraphPlan("generator", GeneratorGraph(generator), config.groups, inputs, symbols, outputs)
 
 
-def generator_entry(generator: LatentDiT, autoencoder: OneDVAConfig) -> dict[str, Any]:
+def generator_entry(generator: LatentDiT, *, layered: bool) -> dict[str, Any]:
     """What the manifest says of a generator."""
     config = generator.config
     return {
@@ -130,7 +132,7 @@ def generator_entry(generator: LatentDiT, autoencoder: OneDVAConfig) -> dict[str
         "max_tokens": config.max_tokens,
         "length_multiple": config.length_multiple,
         "anchors": config.anchors,
-        "layered": autoencoder.pca,
+        "layered": layered,
         "continuation": config.continuation,
         "text_tokens": config.text_tokens,
         "text_channels": config.text_channels,

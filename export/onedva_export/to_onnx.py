@@ -89,20 +89,13 @@ def export_bundle(
         for plan in plan_graphs(model):
             logger.info("exporting the %s graph", plan.name)
             graphs[plan.name] = write_graph(plan, folder)
-        generator = copy_generator(source, folder)
-        generated: dict[str, Any] = {}
-        if generator is not None:
-            logger.info("exporting the generator graph")
-            graphs["generator"] = write_graph(plan_generator(generator), folder, weights=GENERATOR_WEIGHTS)
-            generated["entry"] = generator_entry(generator, model.config)
-            generated["parity"] = verify_generator(generator, folder, layered=model.config.pca)
+        generated = add_generator(source, folder, graphs, layered=model.config.pca)
         logger.info("comparing with PyTorch")
         report = verify(model, folder, default_cases(max_tokens=max_tokens, frames=frames, resolutions=resolutions))
         write_golden(model, folder)
         content = manifest(model, folder, name=name, max_tokens=max_tokens, frames=frames, graphs=graphs, report=report)
-        if generator is not None:
-            content["generator"] = generated["entry"]
-            content["parity"]["generator"] = generated["parity"]
+        if generated is not None:
+            content["generator"], content["parity"]["generator"] = generated
         if card:
             shutil.copyfile(card, folder / "README.md")
         else:
@@ -118,6 +111,21 @@ def export_bundle(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return output
+
+
+def add_generator(
+    source: Path, folder: Path, graphs: dict[str, Any], *, layered: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Put a checkpoint's generator, where it has one, into a bundle's folder and its entry into `graphs`.
+
+    layered: whether anchors name layers. Returns the manifest's entry and the parity report. Raises ParityError.
+    """
+    generator = copy_generator(source, folder)
+    if generator is None:
+        return None
+    logger.info("exporting the generator graph")
+    graphs["generator"] = write_graph(plan_generator(generator), folder, weights=GENERATOR_WEIGHTS)
+    return generator_entry(generator, layered=layered), verify_generator(generator, folder, layered=layered)
 
 
 def write_graph(plan: GraphPlan, folder: Path, *, weights: str = WEIGHTS) -> dict[str, Any]:

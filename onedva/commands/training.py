@@ -47,7 +47,12 @@ def train(
     ] = False,
     stage: Annotated[
         str | None,
-        flag("--stage", "encoder: the preview alone; joint: everything; distill: few steps, of --init.", "joint"),
+        flag(
+            "--stage",
+            "encoder: the preview alone; joint: everything; distill: few steps, of --init; post: the decoder, on the "
+            "latents of the generator in --init.",
+            "joint",
+        ),
     ] = None,
     steps: Annotated[int | None, flag("--steps", "Optimizer steps.", "20000", min=1)] = None,
     minutes: Annotated[

@@ -6,20 +6,30 @@ So one folder is all that generation needs, and both `OneDVA.from_pretrained` an
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onedva.checkpoint import CONFIG, WEIGHTS, write_whole
 from onedva.generation.config import GeneratorConfig
 from onedva.generation.model import LatentDiT
-from onedva_runtime.files import sha256_of
 
-__all__ = ["GENERATOR_CONFIG", "GENERATOR_WEIGHTS", "copy_autoencoder", "load_generator", "save_generator"]
+__all__ = [
+    "GENERATOR_CONFIG",
+    "GENERATOR_WEIGHTS",
+    "check_autoencoder",
+    "copy_autoencoder",
+    "copy_generator",
+    "latent_space",
+    "load_generator",
+    "save_generator",
+]
 
 GENERATOR_CONFIG, GENERATOR_WEIGHTS = "generator.json", "generator.safetensors"
 
@@ -58,10 +68,30 @@ def load_generator(folder: str | Path) -> LatentDiT:
     return model.eval()
 
 
+def latent_space(folder: Path) -> str:
+    """What names the latents of a model folder: sha256 of all its weights but the decoder's, hex.
+
+    So a decoder may be trained further, and the generators of its latents stay valid.
+    """
+    digest = hashlib.sha256()
+    with safe_open(folder / WEIGHTS, framework="np") as file:
+        for name in sorted(name for name in file.keys() if not name.startswith("decoder.")):  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
+
+
 def check_autoencoder(folder: Path, config: GeneratorConfig) -> None:
     """ValueError unless the autoencoder in a folder is the one that a generator's latents are of."""
-    if sha256_of(folder / WEIGHTS) != config.autoencoder:
-        raise ValueError(f"{folder / WEIGHTS} is not the autoencoder that {GENERATOR_CONFIG} was trained with")
+    if latent_space(folder) != config.autoencoder:
+        raise ValueError(f"{folder / WEIGHTS} makes other latents than {GENERATOR_CONFIG} was trained with")
+
+
+def copy_generator(source: Path, folder: Path) -> None:
+    """Put a generator's two files into a folder."""
+    for name in (GENERATOR_WEIGHTS, GENERATOR_CONFIG):
+        write_whole(folder / name, functools.partial(shutil.copyfile, source / name))
 
 
 def copy_autoencoder(source: Path, folder: Path) -> None:

@@ -49,7 +49,7 @@ class GeneratorConfig:
     fps: float = 24.0
     """Frames per second of most of its clips."""
     autoencoder: str = ""
-    """sha256 of the autoencoder's weights that its latents came from, hex."""
+    """Which latents it makes: `checkpoint.latent_space` of the autoencoder, hex."""
 
     def __post_init__(self) -> None:
         if self.width % HEAD_DIM or self.width < HEAD_DIM:

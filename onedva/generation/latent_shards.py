@@ -39,7 +39,7 @@ class Plan:
     """What a folder of latents holds, or will."""
 
     autoencoder: str
-    """sha256 of the autoencoder's weights, hex."""
+    """`checkpoint.latent_space` of the autoencoder, hex."""
     split: str
     """Of the videos."""
     frames: int

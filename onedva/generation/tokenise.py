@@ -23,6 +23,7 @@ from torch import Tensor
 
 from onedva.cache import scale_short_side
 from onedva.checkpoint import CONFIG, WEIGHTS, write_whole
+from onedva.generation.checkpoint import latent_space
 from onedva.generation.config import AnchorMode
 from onedva.generation.latent_shards import AUTOENCODER, PLAN, Plan, Row, read_plan, shard_path, write_shard
 from onedva.model import OneDVA, to_video
@@ -31,7 +32,6 @@ from onedva.workers import each, is_worker
 from onedva_runtime import placement
 from onedva_runtime.bundle import find
 from onedva_runtime.errors import VideoError
-from onedva_runtime.files import sha256_of
 from onedva_runtime.placement import shared_anchors
 from onedva_runtime.video_io import open_reader
 
@@ -93,7 +93,7 @@ def make_plan(
     labels = [classes.index(name) if name else len(classes) for name in classes_of]
     starts = range(0, len(named), videos_per_shard)
     return Plan(
-        autoencoder=sha256_of(folder / WEIGHTS),
+        autoencoder=latent_space(folder),
         split=split,
         frames=frames,
         size=size,

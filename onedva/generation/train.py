@@ -17,10 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from onedva.checkpoint import TRAINING, copy_into, load_training, part_of, save_training, write_whole
-from onedva.config import TrainConfig
+from onedva.checkpoint import CONFIG, TRAINING, copy_into, load_training, part_of, save_training, write_whole
+from onedva.config import OneDVAConfig, TrainConfig
 from onedva.distributed import bf16_is_faster
 from onedva.generation.checkpoint import copy_autoencoder, load_generator, save_generator
 from onedva.generation.config import GeneratorConfig, LatentTrainConfig
@@ -39,12 +40,14 @@ STAGE = "ldm"  # what logs and checkpoints of these runs call themselves
 
 def generator_config(data: LatentSet, *, text: tuple[int, int] = (0, 0), **shape: Any) -> GeneratorConfig:
     """The configuration of a generator for a set of latents. text: (L, C) of its embeddings. shape: width, depth, …"""
-    first = data.rows(torch.tensor([0]).numpy())
+    first = data.rows(np.zeros(1, np.int64))
+    autoencoder = OneDVAConfig.from_json((data.folder / AUTOENCODER / CONFIG).read_text())
     return GeneratorConfig(
         structural_channels=first.structural.shape[-1],
         latent_channels=first.latents.shape[-1],
         clip_frames=data.plan.frames,
         max_tokens=data.plan.tokens,
+        length_multiple=autoencoder.length_multiple,
         anchors=data.plan.anchors,
         classes=data.plan.classes,
         continuation=data.plan.continuation,
