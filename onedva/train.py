@@ -43,6 +43,7 @@ from onedva.data import Batch, Clip, ClipSampler, batches, load_clips
 from onedva.distributed import World, bf16_is_faster, end_world, mean_over, start_world, wait, whole, wrap
 from onedva.evaluate import as_json, evaluate, mean_by_length, reconstructions, strip
 from onedva.generation.checkpoint import GENERATOR_CONFIG, copy_generator, load_generator
+from onedva.generation.model import LatentDiT
 from onedva.linear_start import linear_start
 from onedva.model import OneDVA
 from onedva.optim import Optimizers, is_trained
@@ -92,7 +93,8 @@ def run(
         sides = {"short_side": train.short_side}
         data = load_clips(clips, split="train", minimum_frames=longest, workers=train.workers, **sides)
         network = network or first_model(data, model, train)
-        loop = Loop(network, train, world, output, resume=resume)
+        generator = load_generator(output if resume else Path(start or "")) if train.stage == "post" else None
+        loop = Loop(network, train, world, output, generator=generator, resume=resume)
         dev = dev_clips(clips, minimum_frames=network.config.clip_frames, **sides) if world.main else []
         if train.stage == "post" and start is not None and world.main:
             copy_generator(Path(start), output)
@@ -125,7 +127,16 @@ def dev_clips(clips: str | Path, *, minimum_frames: int, short_side: int) -> lis
 class Loop:
     """What a run holds between steps, and the steps."""
 
-    def __init__(self, network: OneDVA, train: TrainConfig, world: World, output: Path, *, resume: bool) -> None:
+    def __init__(
+        self,
+        network: OneDVA,
+        train: TrainConfig,
+        world: World,
+        output: Path,
+        *,
+        generator: LatentDiT | None = None,
+        resume: bool,
+    ) -> None:
         self.train, self.world, self.output = train, world, output
         self.config = network.config
         tensors, facts = load_training(output) if resume else ({}, {})
@@ -141,9 +152,11 @@ class Loop:
                 save_model(teacher, output / TEACHER)
         siglip, lpips = (load_siglip(train.siglip), load_lpips(train.lpips)) if train.stage == "joint" else (None, None)
         heads = AlignmentHeads(self.config, repa_channels=siglip.channels if siglip else None)
-        generator = load_generator(output).requires_grad_(False) if train.stage == "post" else None
-        frozen = {"teacher": teacher, "siglip": siglip, "lpips": lpips, "generator": generator}
-        module = TrainingStep(network, train, heads=heads, **frozen)
+        if generator is not None:
+            generator.requires_grad_(False)
+        module = TrainingStep(
+            network, train, heads=heads, teacher=teacher, siglip=siglip, lpips=lpips, generator=generator
+        )
         for part in (module, *module.frozen.values()):
             if part is not None:
                 part.to(world.device)

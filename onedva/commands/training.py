@@ -75,6 +75,9 @@ def train(
         flag("--positions-per-batch", "Grid positions per batch: 2560 are 8 clips of 17×128×128.", "2560", min=1),
     ] = None,
     accumulate: Annotated[int | None, flag("--accumulate", "Batches per optimizer step.", "1", min=1)] = None,
+    short_side: Annotated[
+        int | None, flag("--short-side", "Pixels that the short side of videos is scaled to first.", "256", min=16)
+    ] = None,
     workers: Annotated[
         int | None, flag("--workers", "Processes that decode and prepare batches; 0: none besides this.", "0", min=0)
     ] = None,

@@ -12,7 +12,7 @@ from onedva import flow
 from onedva.data import Batch
 from onedva.generation.model import LatentDiT, Latents
 from onedva.generation.sample import ask, guided, pack, to_hybrid, unpack
-from onedva.generation.step import coordinates
+from onedva.generation.step import coordinates, log_uniform
 from onedva.model import HybridLatents, OneDVA
 from onedva_runtime import placement
 
@@ -45,8 +45,7 @@ def predicted_latents(
         )
     grid = placement.grid_of(frames, height, width)
     longest = placement.longest(grid, max_tokens=config.max_tokens)
-    asked = config.length_multiple * (longest / config.length_multiple) ** random.random()
-    tokens = placement.round_tokens(round(asked), longest, length_multiple=config.length_multiple)
+    tokens = log_uniform(random, longest, length_multiple=config.length_multiple)
     wanted = ask(generator, labels=[None] * len(video), tokens=tokens, size=(height, width), layered=network.config.pca)
     anchors = wanted.anchors
     if config.anchors == "generated":

@@ -94,12 +94,15 @@ def draw_length(
     random: np.random.Generator, config: GeneratorConfig, train: LatentTrainConfig, longest: int
 ) -> tuple[int, bool]:
     """How many 1D latents a step has: none (one that is ignored stands in), or log-uniform, in multiples."""
-    where, kind = random.random(), random.random()
-    if kind < train.p_no_latents:
+    if random.random() < train.p_no_latents:
         return 1, False
-    multiple = config.length_multiple
-    asked = multiple * (longest / multiple) ** where if longest > multiple else longest
-    return min(-(-round(asked) // multiple) * multiple, longest), True
+    return log_uniform(random, longest, length_multiple=config.length_multiple), True
+
+
+def log_uniform(random: np.random.Generator, longest: int, *, length_multiple: int) -> int:
+    """A length: one of the multiples up to the longest, each about as often as the next two together."""
+    count = -(-longest // length_multiple)
+    return min(int((count + 1) ** random.random()) * length_multiple, longest)
 
 
 def to_training(
