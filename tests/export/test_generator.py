@@ -22,13 +22,13 @@ from onedva_runtime.metrics import psnr
 
 
 @pytest.fixture(scope="module")
-def made(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The nano bundle with a generator, added as an export adds it: its other graphs need no second export."""
-    source = shutil.copytree(bundle, tmp_path_factory.mktemp("source") / "nano")
-    config = {"structural_channels": 8, "latent_channels": 16, "clip_frames": 17}
+def made(shipped_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped bundle with a random generator, added as an export adds it: its other graphs are there already."""
+    source = shutil.copytree(shipped_bundle, tmp_path_factory.mktemp("source") / "tiny")
+    config = {"structural_channels": 32, "latent_channels": 64, "clip_frames": 17}
     generator = nano_generator(**config, autoencoder=latent_space(source), text_tokens=2, text_channels=5)
     save_generator(generator.state_dict(), generator.config, source)
-    folder = shutil.copytree(bundle, tmp_path_factory.mktemp("made") / "made-v1")
+    folder = shutil.copytree(shipped_bundle, tmp_path_factory.mktemp("made") / "made-v1")
     content = json.loads((folder / "manifest.json").read_text())
     generated = add_generator(source, folder, content["graphs"], layered=True)
     assert generated is not None
