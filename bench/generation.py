@@ -67,7 +67,7 @@ def train(root: Path, minutes: float, resume: bool) -> None:
         latents=root / "latents",
         output=root / "ldm",
         train=config,
-        shape={"width": 256, "depth": 6, "mlp_ratio": 3.0},
+        shape={"width": 192, "depth": 6, "mlp_ratio": 3.0},
         resume=resume,
         quiet=True,
     )

@@ -53,7 +53,7 @@ def nano_generator(**changes: Any) -> LatentDiT:
     }
     model = alive(LatentDiT(GeneratorConfig(**{**values, **changes})))
     for name, statistic in model.named_buffers():
-        statistic.uniform_(0.5, 1.5) if name.endswith("_std") else statistic.normal_(std=0.5)
+        statistic.uniform_(0.5, 1.5) if name.endswith(("_std", "_variance")) else statistic.normal_(std=0.5)
     return model
 
 

@@ -39,7 +39,9 @@ def save_generator(
 ) -> None:
     """Write weights and configuration. dtype: what weights are stored as; statistics of latents stay float32."""
     stored = {
-        name: tensor.detach().to(tensor.dtype if dtype is None or name.endswith(("_mean", "_std")) else dtype)
+        name: tensor.detach().to(
+            tensor.dtype if dtype is None or name.endswith(("_mean", "_std", "_variance")) else dtype
+        )
         for name, tensor in state.items()
     }
     stored = {name: tensor.contiguous() for name, tensor in stored.items()}

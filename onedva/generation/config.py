@@ -33,6 +33,9 @@ class GeneratorConfig:
     """Most 1D latents of a clip."""
     length_multiple: int = 16
     """Lengths are multiples of this."""
+    fold: bool = True
+    """One token for a column of the grid, all its groups, in place of one for each position. Where latents are
+    transforms of columns, a group means nothing by itself."""
     anchors: AnchorMode = "fixed"
     """`fixed`: latent i sits at the i-th place of an order that all clips share. `generated`: where it sits is three
     more channels of it."""
@@ -67,6 +70,11 @@ class GeneratorConfig:
     def groups(self) -> int:
         """Temporal groups of a clip."""
         return 1 + (self.clip_frames - 1) // 4
+
+    @property
+    def groups_per_token(self) -> int:
+        """Temporal groups that one token of the grid holds."""
+        return self.groups if self.fold else 1
 
     @property
     def sequence_channels(self) -> int:

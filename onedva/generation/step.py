@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from onedva import flow
 from onedva.generation.config import GeneratorConfig, LatentTrainConfig
-from onedva.generation.latent_shards import LatentBatch, LatentSet
+from onedva.generation.latent_shards import AUTOENCODER, LatentBatch, LatentSet
 from onedva.generation.model import Asked, LatentDiT, Latents
 from onedva.layers import anchor_positions
+from onedva.model import OneDVA
 from onedva_runtime.latent_noise import COORDINATE_SCALE
 
 STATISTICS_CLIPS = 4096  # that means and deviations are taken over
+SMALLEST_VARIANCE = 0.02  # of a normalised channel, where the mean is 1
 SMALLEST_STD = 1e-2  # in the autoencoder's units, where 1 is the deviation over what it was fit to
 
 
@@ -163,18 +165,48 @@ def noise_like(part: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def set_statistics(generator: LatentDiT, data: LatentSet, *, seed: int) -> None:
-    """Set means and deviations of a generator from the clips it is to be trained on, in place."""
+    """Set means and deviations of a generator from the clips it is to be trained on, in place.
+
+    The variance of a channel is in proportion to its deviation in pixels (`pixel_deviations`): all alike, most of the
+    training would go to the many that hardly show; at their full energy, to the few that hold the mean colour.
+    """
     random = np.random.default_rng([seed, 0, 8])
     rows = np.sort(random.permutation(len(data))[:STATISTICS_CLIPS])
     for kind, continuation in ((1, False), *(((0, True),) if generator.config.continuation else ())):
         batch = data.rows(rows, continuation=continuation)
+        deviations = batch.structural.std(dim=(0, 2, 3)).clamp(min=SMALLEST_STD)  # (Tg, Zs)
+        sequence_deviations = batch.latents.std(dim=(0, 1)).clamp(min=SMALLEST_STD)  # (Z,)
+        worth, sequence_worth = pixel_deviations(data, continuation=continuation)
+        mean = (worth * deviations)[int(continuation) :].mean()
+        variance = (worth * deviations / mean).clamp(min=SMALLEST_VARIANCE)
         generator.structural_mean[kind] = batch.structural.mean(dim=(0, 2, 3))
-        generator.structural_std[kind] = batch.structural.std(dim=(0, 2, 3)).clamp(min=SMALLEST_STD)
+        generator.structural_std[kind] = deviations / variance.sqrt()
+        generator.structural_variance[kind] = variance
+        variance = (sequence_worth * sequence_deviations / mean).clamp(min=SMALLEST_VARIANCE)
         generator.sequence_mean[kind] = batch.latents.mean(dim=(0, 1))
-        generator.sequence_std[kind] = batch.latents.std(dim=(0, 1)).clamp(min=SMALLEST_STD)
+        generator.sequence_std[kind] = sequence_deviations / variance.sqrt()
+        generator.sequence_variance[kind, : len(variance)] = variance
         if batch.first is not None:
             generator.first_mean.copy_(batch.first.mean(dim=(0, 1, 2)))
             generator.first_std.copy_(batch.first.std(dim=(0, 1, 2)).clamp(min=SMALLEST_STD))
+
+
+def pixel_deviations(data: LatentSet, *, continuation: bool) -> tuple[Tensor, Tensor]:
+    """What a unit of each channel moves in pixels, relative to others: structural (Tg, Zs) and 1D latents (Z,).
+
+    From the autoencoder's linear transform; all alike for a model without one. Of 1D latents the mean over layers.
+    """
+    model = OneDVA.from_pretrained(data.folder / AUTOENCODER)
+    groups = 1 + (data.plan.frames - 1) // 4
+    size = model.config.structural_channels
+    if model.transform is None:
+        return torch.ones(groups, size), torch.ones(model.config.latent_channels)
+    std = model.transform.tables(groups, torch.tensor([not continuation])).std[0]  # (Tg, Zs + Z), zeros where not sent
+    coded = std[int(continuation) :]
+    slot = model.transform.class_slot(groups, std)  # no pixels, but which directions: as much as the median channel
+    std = torch.where(slot > 0, coded[:, :size].median(), std)
+    layers = coded[: -(-data.plan.tokens // (data.plan.size[0] * data.plan.size[1] // 256)), size:]
+    return std[:, :size].clamp(min=1e-6), layers.mean(dim=0)
 
 
 def load_texts(path: Path, names: list[str]) -> dict[str, Tensor]:

@@ -48,6 +48,7 @@ def generator_config(data: LatentSet, *, text: tuple[int, int] = (0, 0), **shape
         clip_frames=data.plan.frames,
         max_tokens=data.plan.tokens,
         length_multiple=autoencoder.length_multiple,
+        fold=autoencoder.pca,
         anchors=data.plan.anchors,
         classes=data.plan.classes,
         continuation=data.plan.continuation,

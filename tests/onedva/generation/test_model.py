@@ -24,8 +24,9 @@ def change(generator, noisy, t, *asked):
     return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
 
 
-def test_every_condition_counts():
-    generator = nano_generator(text_tokens=2, text_channels=5)
+@pytest.mark.parametrize("fold", [True, False])
+def test_every_condition_counts(fold):
+    generator = nano_generator(text_tokens=2, text_channels=5, fold=fold)
     noisy, t = noise_of(generator), torch.tensor([0.5, 1.0])
     plain = ask(generator, labels=[0, 1], tokens=8, size=SIZE)
     others = {
@@ -51,6 +52,15 @@ def test_length_is_a_condition_beside_the_latents_themselves():
     with_length = generator(noisy, t, asked)[0]
     generator.length_in.weight.zero_()
     assert (with_length - generator(noisy, t, asked)[0]).abs().max() > 1e-4
+
+
+def test_a_token_of_the_grid_is_a_column_or_a_position():
+    noisy, t = noise_of(nano_generator()), torch.full((2,), 0.5)
+    for fold, inputs in ((True, 12), (False, 6)):
+        generator = nano_generator(fold=fold)
+        assert generator.grid_in.in_features == inputs
+        made = generator(noisy, t, ask(generator, labels=[0, 1], tokens=8, size=SIZE))
+        assert made.structural.shape == noisy.structural.shape
 
 
 def test_latents_that_are_not_sent_are_not_seen():
@@ -97,14 +107,14 @@ def test_denormalise_undoes_normalise(is_key):
 def test_scales_are_those_of_the_best_linear_guess():
     torch.manual_seed(0)
     clean, noise = torch.randn(2, 200_000, dtype=torch.float64)
-    for t in (0.1, 0.5, 0.9, 1.0):
+    for t, variance in ((0.1, 1.0), (0.5, 0.2), (0.9, 4.0), (1.0, 9.0)):
         time = torch.tensor(t, dtype=torch.float64)
-        noisy = flow.add_noise(clean, noise, time)
-        skip, scale = flow.output_scales(time)
-        left = clean - skip * noisy
-        assert abs((left * noisy).mean()) < 0.01, "another multiple of noisy would be closer"
+        noisy = flow.add_noise(clean * variance**0.5, noise, time)
+        skip, scale = flow.output_scales(time, variance)
+        left = clean * variance**0.5 - skip * noisy
+        assert abs((left * noisy).mean()) < 0.02, "another multiple of noisy would be closer"
         assert left.std().item() == pytest.approx(scale.item(), abs=0.01)
-        assert (noisy * flow.input_scale(time)).std().item() == pytest.approx(1, abs=0.01)
+        assert (noisy * flow.input_scale(time, variance)).std().item() == pytest.approx(1, abs=0.01)
     assert flow.output_scales(torch.tensor(0.0)) == (1.0, 0.0)
 
 
