@@ -1,8 +1,8 @@
 """Decoded videos, kept as memory-mapped uint8 files in the cache folder (`ONEDVA_CACHE`, default ~/.cache/onedva).
 
-A video is decoded once, frame by frame into its file, its short side scaled to 256 pixels. The name of the file comes
-from the video's place, size and time stamp, so that a changed video is decoded anew. With a limit, the files that were
-used longest ago make room; one that is mapped somewhere stays readable there until it is let go.
+A video is decoded once, frame by frame into its file, its short side scaled to what its source says. The name of the
+file comes from the video's place, size and time stamp, so that a changed video is decoded anew. With a limit, the files
+that were used longest ago make room; one that is mapped somewhere stays readable there until it is let go.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from onedva_runtime.video_io import open_reader, probe
 
 __all__ = ["CacheError", "Clip", "Facts", "cache_folder", "load_clip", "scale_short_side"]
 
-SHORT_SIDE = 256
 CACHE_VERSION = 1
 STALE = 3600.0  # seconds after which a temporary file that nothing wrote to belongs to a process that was killed
 
@@ -43,7 +42,7 @@ class CacheError(OneDVAError):
 
 @dataclass(frozen=True)
 class Clip:
-    """One decoded video: frames (T, H, W, 3) uint8, memory-mapped, short side 256, and its rate."""
+    """One decoded video: frames (T, H, W, 3) uint8, memory-mapped, and its rate."""
 
     name: str
     frames: NDArray[np.uint8]
@@ -86,7 +85,7 @@ def load_clip(source: Path | Source, *, limit: int | None = None) -> Clip:
 def cached_path(source: Source) -> Path:
     """Where the frames of a video are kept, or would be. Raises OSError when the video is gone."""
     stat = source.path.stat()
-    key = f"{CACHE_VERSION}:{source.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{SHORT_SIDE}"
+    key = f"{CACHE_VERSION}:{source.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{source.short_side}"
     if source.offset is not None:
         key += f":{source.offset}:{source.size}"
     stem = "".join(letter if letter.isalnum() or letter in "-_ " else "-" for letter in Path(source.name).stem)
@@ -136,7 +135,7 @@ def decode(source: Source, target: Path, *, limit: int | None = None) -> None:
     ):
         with open_reader(path, threads=1 if is_worker() else 0) as reader, temporary.open("wb") as file:
             for frames, _ in reader:
-                scaled = scale_short_side(frames, SHORT_SIDE)
+                scaled = scale_short_side(frames, source.short_side)
                 if not count:
                     shape = scaled.shape[1:]
                     _write_header(file, (0, *shape))

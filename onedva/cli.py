@@ -18,6 +18,8 @@ from onedva.commands.console import Terminal
 from onedva.commands.engines import engines
 from onedva.commands.evaluation import evaluate
 from onedva.commands.failures import Verbs
+from onedva.commands.generate_verb import generate
+from onedva.commands.generation import scenes, tokenize, train_ldm
 from onedva.commands.model_verbs import export
 from onedva.commands.odva import thin
 from onedva.commands.options import (
@@ -359,6 +361,10 @@ app.command()(shard)
 app.command()(thin)
 app.command()(serve)
 app.command()(ablate)
+app.command()(scenes)
+app.command()(tokenize)
+app.command("train-ldm")(train_ldm)
+app.command()(generate)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import overload
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onedva.cache import Clip, cache_folder, cached_path, facts, load_clip, open_cached, sweep
-from onedva.sources import Skipped, Source, Split, find_sources
+from onedva.sources import SHORT_SIDE, Skipped, Source, Split, find_sources
 from onedva.workers import each
 from onedva_runtime.errors import VideoError
 
@@ -77,16 +77,19 @@ def load_clips(
     minimum_frames: int = 17,
     workers: int = 0,
     cache_limit: int | None = None,
+    short_side: int = SHORT_SIDE,
 ) -> ClipSet:
     """The clips of a split; unreadable and too short videos are reported and left out (`ClipSet.skipped`).
 
     where: a folder of videos or shards, a shard, or a brace pattern of shards; see `sources.find_sources`. workers:
     processes that decode, 0 for this one. cache_limit: bytes for the decoded frames of all sets in `ONEDVA_CACHE`; then
     nothing is decoded before it is used, and what was used longest ago makes room. Without, all is decoded now.
-    Raises FileNotFoundError when nothing usable is there; CacheError when the disk is full.
+    short_side: pixels that frames are scaled to. Raises FileNotFoundError when nothing usable is there; CacheError when
+    the disk is full.
     """
     sweep(cache_folder())
     sources, skipped = find_sources(where, split=split, workers=workers)
+    sources = [replace(source, short_side=short_side) for source in sources]
     known = [_known(source, lazily=cache_limit is not None) for source in sources]
     missing = [source for source, entry in zip(sources, known, strict=True) if entry is None]
     prepared = iter(_prepare_all(missing, workers=workers, cache_limit=cache_limit))

@@ -105,6 +105,21 @@ class OneDVAConfig:
 
 
 PRESETS: dict[str, OneDVAConfig] = {
+    # for small pictures and for experiments: one set of directions, so that nearby latents always mean nearby pictures
+    "nano": OneDVAConfig(
+        preset="nano",
+        width=128,
+        encoder_depth=2,
+        stem_depth=2,
+        diffusion_depth=2,
+        structural_channels=16,
+        latent_channels=32,
+        components=128,
+        classes=1,
+        queries=256,
+        trained_tokens=256,
+        residual_channels=0,
+    ),
     "tiny": OneDVAConfig(residual_channels=0),  # the convolution gained 0.01 dB for a tenth of the time
     "small": OneDVAConfig(preset="small", width=384, encoder_depth=5, stem_depth=5, diffusion_depth=5, mlp_ratio=3.0),
     "base": OneDVAConfig(
@@ -147,7 +162,7 @@ def preset(name: str) -> OneDVAConfig:
     return PRESETS[name]
 
 
-Stage = Literal["encoder", "joint", "distill"]
+Stage = Literal["encoder", "joint", "distill", "post"]
 OptimizerName = Literal["muon", "adamw"]
 SHARES = ("p_full", "p_no_latents", "p_all_latents", "p_policy_latents", "p_continuation", "still_motion", "ema")
 
@@ -157,7 +172,8 @@ class TrainConfig:
     """One training run. Every field is a flag of `onedva train` or keeps its default."""
 
     stage: Stage = "joint"
-    """`encoder`: preview alone. `joint`: everything. `distill`: few steps follow many. See `onedva.steps`."""
+    """`encoder`: preview alone. `joint`: everything. `distill`: few steps follow many. `post`: the decoder on generated
+    latents. See `onedva.steps`."""
     steps: int = 20_000
     """Optimizer steps; the learning rate falls to a twentieth over them (cosine)."""
     minutes: float | None = None
@@ -175,6 +191,8 @@ class TrainConfig:
     """Crops: height, width, share of the batches."""
     frames: tuple[tuple[int, float], ...] = ((17, 0.84), (9, 0.08), (5, 0.08))
     """Frames per clip, 1 + 4n, each with its share of the batches."""
+    short_side: int = 256
+    """Pixels that the short side of every video is scaled to before it is cropped; a multiple of 16."""
     still_motion: float = 0.05
     """Share of the crops that are pans and zooms over a single frame."""
     workers: int = 0
@@ -219,6 +237,10 @@ class TrainConfig:
     """Weight of the frame difference loss."""
     error_weight: float = 0.05
     """Weight of the error head's loss; nothing else sees its gradient."""
+    edge_weight: float = 0.0
+    """Weight of errors that jump across the edges of patches; what stage `post` adds against blocks."""
+    post_noise: float = 0.8
+    """Stage `post`: the most noise on latents, as a time in (0, 1], that the generator then takes off again."""
     self_alignment_weight: float = 0.0
     """Weight of the self-alignment loss (each 1D latent with its best structural latent)."""
     repa_weight: float = 0.5
@@ -252,6 +274,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
         if min(self.steps, self.accumulate, self.positions_per_batch) < 1 or self.workers < 0:
             raise ValueError("steps, accumulate and positions_per_batch must be at least 1, workers at least 0")
+        if self.short_side < PATCH_SIZE or self.short_side % PATCH_SIZE:
+            raise ValueError(f"short_side is a multiple of {PATCH_SIZE}, got {self.short_side}")
+        if not 0 < self.post_noise <= 1:
+            raise ValueError(f"post_noise is above 0 and at most 1, got {self.post_noise}")
         if not self.frames or any(length < 1 or length % PATCH_FRAMES != 1 for length, _ in self.frames):
             raise ValueError(f"frames are 1 + {PATCH_FRAMES}n each, got {self.frames}")
         if not self.sizes or any(side < PATCH_SIZE or side % PATCH_SIZE for *sides, _ in self.sizes for side in sides):
@@ -264,6 +290,11 @@ class TrainConfig:
             raise ValueError(
                 f"{', '.join(SHARES)} are shares from 0 to 1, those of latents together at most 1; got {shares}"
             )
+
+    @property
+    def evaluation_size(self) -> int:
+        """Side in pixels of the crops that a run is scored on."""
+        return min(self.short_side, 256)
 
     def check(self, model: OneDVAConfig) -> None:
         """ValueError where such a model cannot be trained like this."""
@@ -290,6 +321,14 @@ STAGES: dict[str, dict[str, Any]] = {
         "p_continuation": 0.0,
         "learning_rate": 1e-4,
         "muon_learning_rate": 5e-4,
+    },
+    "post": {
+        "stage": "post",
+        "only": ("decoder.",),
+        "p_continuation": 0.0,
+        "p_full": 1.0,
+        "edge_weight": 0.25,
+        "muon_learning_rate": 1e-3,
     },
 }
 """What each stage changes of the defaults."""

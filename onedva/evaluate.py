@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from onedva.cache import SHORT_SIDE
 from onedva.config import OneDVAConfig
 from onedva.data import Clip, centre_clip
 from onedva.model import OneDVA, to_frames, to_video
+from onedva.sources import SHORT_SIDE
 from onedva_runtime import placement
 from onedva_runtime.metrics import psnr, ssim
 

@@ -44,6 +44,22 @@ def video_from_velocity(noisy: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
     return noisy - t * velocity
 
 
+def input_scale(t: Tensor, variance: Tensor | float = 1.0) -> Tensor:
+    """Factor that gives `add_noise` of data of some variance unit variance: 1 / √((1 − t)²·variance + t²)."""
+    return ((1 - t).square() * variance + t.square()).rsqrt()
+
+
+def output_scales(t: Tensor, variance: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """(skip, scale) of clean = skip·noisy + scale·network, for data of some variance σ² around zero.
+
+    skip·noisy is the best linear guess, (1 − t)·σ² / ((1 − t)²·σ² + t²), and scale its error's standard deviation,
+    t·σ / √((1 − t)²·σ² + t²): a network of unit variance serves every t (Karras et al. 2022, for the straight path).
+    At t = 0 clean is noisy.
+    """
+    total = (1 - t).square() * variance + t.square()
+    return (1 - t) * variance / total, t * (variance / total) ** 0.5
+
+
 def loss_weight(t: Tensor) -> Tensor:
     """Velocity weighting of a clean-video loss, 1 / max(t, 0.2)²."""
     return t.clamp(min=LOSS_TIME).pow(-2)

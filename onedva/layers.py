@@ -15,6 +15,7 @@ ROPE_PAIRS = (8, 12, 12)  # rotated pairs of a head's 64 channels that follow t,
 ROPE_BASE = 100.0  # longest wavelength ≈ 600 positions: frames up to 9600 pixels wide stay distinguishable
 RESOLUTION_FEATURES = 16
 TIME_CHANNELS = 64
+SHORT_SEQUENCE = 256  # keys up to which training on a CPU does without the fused attention kernel
 BLOCK_MODULATIONS = 6  # shift, scale, gate of attention and of MLP
 
 
@@ -87,7 +88,12 @@ class Attention(nn.Module):
         """softmax(q kᵀ / 8) v, heads joined again: (B, N, D), before the output projection."""
         # norms may leave float32 under autocast; one dtype keeps the fused kernel
         query, key = query.to(value.dtype), key.to(value.dtype)
-        return rearrange(F.scaled_dot_product_attention(query, key, value, attn_mask=mask), "b h n d -> b n (h d)")
+        if self.training and mask is None and query.device.type == "cpu" and key.shape[2] <= SHORT_SEQUENCE:
+            # short sequences: the fused kernel's backward pass takes three times as long as plain products there
+            seen = (query @ key.transpose(-1, -2) * HEAD_DIM**-0.5).softmax(dim=-1).to(value.dtype) @ value
+        else:
+            seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return rearrange(seen, "b h n d -> b n (h d)")
 
 
 class MLP(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onedva import flow
+from onedva_runtime.placement import PATCH_SIZE
 
 CONTINUITY_WEIGHT = 0.05
 MOST_CONTINUITY = 0.1  # above it, equal latents everywhere are the easy way to a low loss
@@ -80,6 +81,19 @@ def change_errors(predicted: Tensor, video: Tensor, is_key: Tensor, *, context: 
 def frame_difference_loss(predicted: Tensor, video: Tensor, is_key: Tensor, *, context: Tensor | None = None) -> Tensor:
     """Mean of `change_errors`: what the eye sees as flicker, chiefly at group edges."""
     return change_errors(predicted, video, is_key, context=context).mean()
+
+
+def edge_loss(predicted: Tensor, video: Tensor, is_key: Tensor) -> Tensor:
+    """Squared jumps of the error (predicted − video) from pixel to pixel across the edges of patches: what is seen as
+    blocks. (B, 3, T, H, W) twice; the mean over edges of both axes and over the frames the model makes."""
+    error = (predicted - video).float()
+    total = error.new_zeros(error.shape[0], error.shape[2])  # (B, T)
+    for axis in (3, 4):
+        before = torch.arange(PATCH_SIZE, error.shape[axis], PATCH_SIZE, device=error.device) - 1
+        jumps = error.index_select(axis, before + 1) - error.index_select(axis, before)
+        if len(before):  # a side of one patch has no edge inside
+            total = total + jumps.square().mean(dim=(1, 3, 4))
+    return (total * frame_weights(is_key, error.shape[2])).mean()
 
 
 def kl_loss(mean: Tensor, logvar: Tensor, *, coded: Tensor | None = None) -> Tensor:

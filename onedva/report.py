@@ -24,6 +24,7 @@ from onedva.fvd import frechet_distance, load_video_features
 from onedva.linear_start import fit_pca
 from onedva.model import OneDVA, to_video
 from onedva.perceptual import load_lpips
+from onedva.sources import SHORT_SIDE
 from onedva.texture import Normalise, patches_by_level, texture_distance
 
 PATCHES = 8192  # texture patches per level, over all clips of a split: another seed moves the distance by under 1 %
@@ -71,16 +72,18 @@ def load_judges(*, lpips: Path | None, fvd: Path | None) -> tuple[Judges, list[s
     return judges, left_out
 
 
-def load_splits(where: Path, *, minimum_frames: int = 17, limit: int | None = None) -> dict[Split, Sequence[Clip]]:
+def load_splits(
+    where: Path, *, minimum_frames: int = 17, limit: int | None = None, short_side: int = SHORT_SIDE
+) -> dict[Split, Sequence[Clip]]:
     """The splits that a folder or shards have, each with every n-th of its clips so that they are at most `limit`.
 
-    Raises FileNotFoundError where there is none.
+    short_side: pixels that frames are scaled to. Raises FileNotFoundError where there is none.
     """
     splits: dict[Split, Sequence[Clip]] = {}
     missing: FileNotFoundError | None = None
     for split in get_args(Split):
         try:
-            clips = load_clips(where, split=split, minimum_frames=minimum_frames)
+            clips = load_clips(where, split=split, minimum_frames=minimum_frames, short_side=short_side)
         except FileNotFoundError as error:
             missing = error
             continue
@@ -101,13 +104,14 @@ def report(
     judges: Judges | None = None,
     seed: int = 0,
     progress: bool = True,
+    code: str = MODEL,
 ) -> dict[str, Any]:
     """Scores of a model, and with `floor` of linear codes beside it.
 
     Returns {"rows": one per code, split, size, tokens and steps, "clips": the scores behind them, one per clip too}.
     A row has psnr_db, ssim, lpips, fvd, texture and texture_as_published (`onedva.texture`'s two readings, each the
     mean of its _by_level), as far as they were measured. floor: its components are fitted to the train split, or,
-    without one, to the clips themselves.
+    without one, to the clips themselves. code: what rows call the model.
     """
     config, judges = model.config, judges or Judges()
     pca = None
@@ -127,11 +131,11 @@ def report(
             measured = Measured(judges, per_clip=max(1, PATCHES // len(clips)), seed=seed)
             for one in reconstructions(model, clips, tokens=tokens, steps=steps, size=size, seed=seed, progress=label):
                 measured.add(one)
-            take(measured.rows(), measured.scores, code=MODEL, split=split, size=size)
+            take(measured.rows(), measured.scores, code=code, split=split, size=size)
             if pca is not None:
-                for code, scored in ((FLOOR, floor_scores), (SAME_TOTAL, same_total_scores)):
+                for other, scored in ((FLOOR, floor_scores), (SAME_TOTAL, same_total_scores)):
                     scores = scored(clips, pca, config, tokens=tokens, size=size)
-                    take(mean_rows(scores), scores, code=code, split=split, size=size)
+                    take(mean_rows(scores), scores, code=other, split=split, size=size)
     return {"rows": rows, "clips": by_clip}
 
 

@@ -25,6 +25,7 @@ from onedva_runtime.limits import Limits
 logger = logging.getLogger("onedva")
 
 Split = Literal["train", "dev"]
+SHORT_SIDE = 256  # of decoded frames, in pixels, where nothing else is asked for
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif", ".m4v"})
 MANIFEST = "MANIFEST.csv"
 Number = TypeVar("Number", int, float)
@@ -47,6 +48,8 @@ class Source:
     """Frames it has, where its shard says so."""
     fps: float | None = None
     """Frames per second, where its shard says so."""
+    short_side: int = SHORT_SIDE
+    """Pixels that its short side is scaled to when it is decoded."""
 
 
 @dataclass(frozen=True)

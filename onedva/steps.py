@@ -2,6 +2,7 @@
 
 `encoder`: the preview alone, latents without noise. `joint`: preview and one random time of the diffusion transformer,
 key and continuation clips. `distill`: few Euler steps follow a teacher's many, from the same latents and noise.
+`post`: the decoder alone, from latents that a generator has taken noise off.
 Everything random comes from (seed, step), so a resumed run repeats an uninterrupted one.
 """
 
@@ -19,6 +20,8 @@ from onedva.alignment import AlignmentHeads, middle_features
 from onedva.config import OneDVAConfig, TrainConfig
 from onedva.data import Batch
 from onedva.distributed import ALONE, World, mean_over
+from onedva.generation.model import LatentDiT
+from onedva.generation.partial import predicted_latents
 from onedva.linear_start import ERROR_SCALE
 from onedva.model import HybridLatents, OneDVA, TrainingOutput, to_video
 from onedva.perceptual import LPIPS, Siglip
@@ -40,10 +43,12 @@ class TrainingStep(nn.Module):
         teacher: OneDVA | None = None,
         siglip: Siglip | None = None,
         lpips: LPIPS | None = None,
+        generator: LatentDiT | None = None,
     ) -> None:
         super().__init__()
         self.network, self.train_config, self.heads = network, train, heads
-        self.frozen = {"teacher": teacher, "siglip": siglip, "lpips": lpips}  # a plain dict: neither trained nor saved
+        # a plain dict: neither trained nor saved
+        self.frozen = {"teacher": teacher, "siglip": siglip, "lpips": lpips, "generator": generator}
         self.tokens = 0  # 1D latents of the newest batch
 
     def forward(self, batch: Batch, *, step: int, world: World = ALONE) -> dict[str, Tensor]:
@@ -53,6 +58,8 @@ class TrainingStep(nn.Module):
         own = np.random.default_rng([train.seed, step, 2, world.rank])
         generator = torch.Generator(batch.video.device).manual_seed(int(own.integers(2**62)))
         torch.manual_seed(int(own.integers(2**62)))
+        if train.stage == "post":
+            return self.post(batch, shared, generator)
         is_key = not (batch.before is not None and train.stage == "joint")
         anchors = batch_anchors(config, batch, is_key=is_key, train=train, random=shared, world=world)
         self.tokens = anchors.shape[1]
@@ -122,6 +129,8 @@ class TrainingStep(nn.Module):
         if train.frame_difference_weight:
             difference = losses.frame_difference_loss(output.video, video, keys)
             parts["frame_difference"] = (train.frame_difference_weight, difference)
+        if train.edge_weight:
+            parts["edges"] = (train.edge_weight, losses.edge_loss(output.video, video, keys) / ERROR_SCALE)
         if train.self_alignment_weight and anchors.shape[1] and self.heads is not None:
             parts["self_alignment"] = (train.self_alignment_weight, self.heads.self_alignment(posterior, keys))
         if train.repa_weight and siglip is not None and self.heads is not None:
@@ -205,6 +214,39 @@ class TrainingStep(nn.Module):
         reference = losses.frame_errors(condition.preview, video) if network.config.preview else errors
         part = losses.flow_loss(losses.relative(errors, reference, is_key, floor=ERROR_SCALE), t, is_key)
         return {"loss": part, "one_step" if steps == 1 else "distill": part}
+
+    def post(self, batch: Batch, random: np.random.Generator, generator: torch.Generator) -> dict[str, Tensor]:
+        """The decoder on latents as generation gives them: the clip's own, noised and denoised by the generator.
+
+        So each has a clip to be the target. The encoder rests; a batch has one length, as in the generator's training.
+        """
+        train, network, video = self.train_config, self.network, batch.video
+        model = self.frozen["generator"]
+        assert isinstance(model, LatentDiT)
+        with torch.no_grad():
+            z = predicted_latents(network, model, batch, random, generator, most=train.post_noise)
+        self.tokens = z.latents.shape[1]
+        condition = network.condition(z)
+        groups = z.structural.shape[1]
+        t = flow.sample_time(len(video), p_full=train.p_full, generator=generator).to(video.device)[:, None]
+        t = t.expand(-1, groups)
+        noise = torch.randn(video.shape, generator=generator, device=video.device)
+        noisy = flow.add_noise(video, noise, flow.per_frame(t, video.shape[2]))
+        output = network.decoder.video(noisy, t, condition, network.transform)
+        errors = losses.frame_errors(output, video)
+        preview_errors = losses.frame_errors(condition.preview, video) if network.config.preview else errors
+        parts = {
+            "flow": (
+                1.0,
+                losses.flow_loss(losses.relative(errors, preview_errors, z.is_key, floor=ERROR_SCALE), t, z.is_key),
+            ),
+            "edges": (train.edge_weight, losses.edge_loss(output, video, z.is_key) / ERROR_SCALE),
+        }
+        if network.config.preview:
+            counted = losses.relative(preview_errors, preview_errors, z.is_key, floor=ERROR_SCALE)
+            parts["preview"] = (train.preview_weight, losses.preview_loss(counted, z.is_key))
+        loss = sum((weight * part for weight, part in parts.values()), video.new_zeros(()))
+        return {"loss": loss, **{name: part for name, (_, part) in parts.items()}}
 
 
 def resolutions(batch: Batch) -> Tensor:

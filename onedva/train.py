@@ -42,6 +42,8 @@ from onedva.config import OneDVAConfig, TrainConfig
 from onedva.data import Batch, Clip, ClipSampler, batches, load_clips
 from onedva.distributed import World, bf16_is_faster, end_world, mean_over, start_world, wait, whole, wrap
 from onedva.evaluate import as_json, evaluate, mean_by_length, reconstructions, strip
+from onedva.generation.checkpoint import GENERATOR_CONFIG, copy_generator, load_generator
+from onedva.generation.model import LatentDiT
 from onedva.linear_start import linear_start
 from onedva.model import OneDVA
 from onedva.optim import Optimizers, is_trained
@@ -77,6 +79,8 @@ def run(
         raise FileExistsError(f"{output} already holds a run: resume it (--resume), or choose another folder")
     if resume and not (output / TRAINING).exists():
         raise FileNotFoundError(f"nothing to resume: {output / TRAINING} is missing")
+    if train.stage == "post" and not (output if resume else Path(start or "")).joinpath(GENERATOR_CONFIG).is_file():
+        raise ValueError("stage post follows a generator: --init a folder that onedva train-ldm has made")
     if train.stage == "distill" and start is None and not resume:
         raise ValueError("stage distill follows a trained model: give one to start from (--init), or a run to resume")
     world = start_world(device)
@@ -86,10 +90,15 @@ def run(
         network = load_model(start).train() if start is not None else None  # before the videos: it may fail
         train.check(network.config if network else model)
         longest = max(frames for frames, _ in train.frames)
-        data = load_clips(clips, split="train", minimum_frames=longest, workers=train.workers)
+        sides = {"short_side": train.short_side}
+        data = load_clips(clips, split="train", minimum_frames=longest, workers=train.workers, **sides)
         network = network or first_model(data, model, train)
-        loop = Loop(network, train, world, output, resume=resume)
-        dev = dev_clips(clips, minimum_frames=network.config.clip_frames) if world.main else []
+        generator = load_generator(output if resume else Path(start or "")) if train.stage == "post" else None
+        loop = Loop(network, train, world, output, generator=generator, resume=resume)
+        dev = dev_clips(clips, minimum_frames=network.config.clip_frames, **sides) if world.main else []
+        if train.stage == "post" and start is not None and world.main:
+            copy_generator(Path(start), output)
+        wait(world)
         return loop.run(data, dev, quiet=quiet)
     finally:
         end_world(world)
@@ -106,10 +115,10 @@ def first_model(data: list[Clip] | Any, model: OneDVAConfig, train: TrainConfig)
     return network
 
 
-def dev_clips(clips: str | Path, *, minimum_frames: int) -> list[Clip] | Any:
+def dev_clips(clips: str | Path, *, minimum_frames: int, short_side: int) -> list[Clip] | Any:
     """The dev split, or nothing where there is none."""
     try:
-        return load_clips(clips, split="dev", minimum_frames=minimum_frames)
+        return load_clips(clips, split="dev", minimum_frames=minimum_frames, short_side=short_side)
     except FileNotFoundError:
         logger.warning("no dev split: there will be no scores (a MANIFEST.csv with columns name, split names one)")
         return []
@@ -118,7 +127,16 @@ def dev_clips(clips: str | Path, *, minimum_frames: int) -> list[Clip] | Any:
 class Loop:
     """What a run holds between steps, and the steps."""
 
-    def __init__(self, network: OneDVA, train: TrainConfig, world: World, output: Path, *, resume: bool) -> None:
+    def __init__(
+        self,
+        network: OneDVA,
+        train: TrainConfig,
+        world: World,
+        output: Path,
+        *,
+        generator: LatentDiT | None = None,
+        resume: bool,
+    ) -> None:
         self.train, self.world, self.output = train, world, output
         self.config = network.config
         tensors, facts = load_training(output) if resume else ({}, {})
@@ -134,7 +152,11 @@ class Loop:
                 save_model(teacher, output / TEACHER)
         siglip, lpips = (load_siglip(train.siglip), load_lpips(train.lpips)) if train.stage == "joint" else (None, None)
         heads = AlignmentHeads(self.config, repa_channels=siglip.channels if siglip else None)
-        module = TrainingStep(network, train, heads=heads, teacher=teacher, siglip=siglip, lpips=lpips)
+        if generator is not None:
+            generator.requires_grad_(False)
+        module = TrainingStep(
+            network, train, heads=heads, teacher=teacher, siglip=siglip, lpips=lpips, generator=generator
+        )
         for part in (module, *module.frozen.values()):
             if part is not None:
                 part.to(world.device)
@@ -267,11 +289,12 @@ class Loop:
             with torch.device("meta"):  # no time and memory for random weights
                 averaged = OneDVA(self.config)
             averaged.load_state_dict(average, assign=True)
-            scores = evaluate(averaged, dev, autocast=self.bf16 and self.world.device.type == "cpu")
+            size = self.train.evaluation_size
+            scores = evaluate(averaged, dev, size=size, autocast=self.bf16 and self.world.device.type == "cpu")
             means = mean_by_length(scores)
             logger.info("step %d  dev %s", self.step, "  ".join(f"{k}: {v:.2f} dB" for k, v in means.items()))
             tracker.scores(self.step, minutes=self.elapsed / 60, means=means, clips=as_json(scores))
-            for one in reconstructions(averaged, dev[:2], tokens=(256,)):
+            for one in reconstructions(averaged, dev[:2], tokens=(256,), size=size):
                 tracker.picture(self.step, f"dev/{one.clip.name}", strip(one.frames, one.decoded))
         wait(self.world)
         return means

@@ -24,8 +24,10 @@ from safetensors.numpy import save_file
 
 from onedva.checkpoint import WEIGHTS, load_model, save_model
 from onedva.flow import MIN_SCHEDULE_TIME
+from onedva.generation.checkpoint import GENERATOR_WEIGHTS
 from onedva.model import OneDVA, to_video
 from onedva_export.card import write_card
+from onedva_export.generator import copy_generator, generator_entry, plan_generator, verify_generator
 from onedva_export.graphs import IR_VERSION, OPSET, GraphPlan, export_graph, plan_graphs
 from onedva_export.static_export import GOLDEN_SIZE, StaticSizes, write_static_graphs
 from onedva_export.verify import Parity, as_json, default_cases, verify
@@ -91,14 +93,18 @@ def export_bundle(
         for plan in plan_graphs(model):
             logger.info("exporting the %s graph", plan.name)
             graphs[plan.name] = write_graph(plan, folder)
+        of_codec = dict(graphs)
+        generated = add_generator(source, folder, graphs, layered=model.config.pca)
         logger.info("comparing with PyTorch")
         report = verify(model, folder, default_cases(max_tokens=max_tokens, frames=frames, resolutions=resolutions))
         write_golden(model, folder)
         content = manifest(model, folder, name=name, max_tokens=max_tokens, frames=frames, graphs=graphs, report=report)
         if tensorrt is not None:
             content["tensorrt"] = write_static_graphs(
-                model, folder, graphs, static_sizes, dtype=tensorrt.dtype, max_tokens=max_tokens
+                model, folder, of_codec, static_sizes, dtype=tensorrt.dtype, max_tokens=max_tokens
             )
+        if generated is not None:
+            content["generator"], content["parity"]["generator"] = generated
         if card:
             shutil.copyfile(card, folder / "README.md")
         else:
@@ -116,15 +122,30 @@ def export_bundle(
     return output
 
 
-def write_graph(plan: GraphPlan, folder: Path) -> dict[str, Any]:
-    """Export one graph into `folder`; returns its entry in the manifest."""
+def add_generator(
+    source: Path, folder: Path, graphs: dict[str, Any], *, layered: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Put a checkpoint's generator, where it has one, into a bundle's folder and its entry into `graphs`.
+
+    layered: whether anchors name layers. Returns the manifest's entry and the parity report. Raises ParityError.
+    """
+    generator = copy_generator(source, folder)
+    if generator is None:
+        return None
+    logger.info("exporting the generator graph")
+    graphs["generator"] = write_graph(plan_generator(generator), folder, weights=GENERATOR_WEIGHTS)
+    return generator_entry(generator, layered=layered), verify_generator(generator, folder, layered=layered)
+
+
+def write_graph(plan: GraphPlan, folder: Path, *, weights: str = WEIGHTS) -> dict[str, Any]:
+    """Export one graph into `folder`, pointing into the file `weights` there; returns its entry in the manifest."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations, and its notes on packages it could use
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         graph = export_graph(plan)
     strip_metadata(graph)
-    pointers = point_into(graph, folder / WEIGHTS)
-    logger.info("%s: %d nodes, %d tensors in %s", plan.name, len(graph.graph.node), pointers, WEIGHTS)
+    pointers = point_into(graph, folder / weights)
+    logger.info("%s: %d nodes, %d tensors in %s", plan.name, len(graph.graph.node), pointers, weights)
     if graph.ir_version > IR_VERSION or [(o.domain, o.version) for o in graph.opset_import] != [("", OPSET)]:
         raise ValueError(f"the exporter made IR {graph.ir_version}, opsets {list(graph.opset_import)}")
     path = folder / f"{plan.name}.onnx"

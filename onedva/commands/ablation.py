@@ -26,7 +26,7 @@ def ablate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The folder for the runs, ablations.json and ablations.md.")
     ] = Path("ablations"),
-    preset: Annotated[str, typer.Option("--preset", help="tiny, small, base, large or paper.")] = "tiny",
+    preset: Annotated[str, typer.Option("--preset", help="nano, tiny, small, base, large or paper.")] = "tiny",
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps of each run.")] = 20_000,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0, help="End each run after this much time if that comes first.")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+SUITES = ("standard", "paper")
 FILES = ("eval.json", "eval.md", "eval.png", "chains.png", "policies.png")
 
 
@@ -40,6 +41,23 @@ def evaluate(
     policies: Annotated[
         bool, typer.Option("--policies", help="Also hold the policies for the latent length against an oracle.")
     ] = False,
+    suite: Annotated[
+        str,
+        typer.Option(
+            "--suite", help="standard, or paper: PSNR, SSIM, LPIPS, rFVD, and a generator's gFVD and blocks beside."
+        ),
+    ] = "standard",
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="Another model to score the same way, such as an ablation; repeatable."),
+    ] = None,
+    generator_steps: Annotated[
+        str, typer.Option("--generator-steps", help="Suite paper: steps that make latents, by comma.")
+    ] = "10,30",
+    guidance: Annotated[float, typer.Option("--guidance", min=0, help="Suite paper: of the generator.")] = 2.0,
+    short_side: Annotated[
+        int, typer.Option("--short-side", min=16, help="Pixels that the short side of videos is scaled to.")
+    ] = 256,
     lpips: Annotated[
         Path | None, typer.Option("--lpips", help="LPIPS weights: a local safetensors file.", show_default="left out")
     ] = None,
@@ -63,10 +81,11 @@ def evaluate(
     """Measure a model on a folder of videos.
 
     PSNR, SSIM and texture of 17 frames, centre crop, per split, latent length, step count and size. Chains and policies
-    look at the dev split at the largest size.
+    look at the dev split at the largest size. Distances need networks, which you give; what is left out is said.
     """
     with needs_extra("train"):
         from onedva import chains as chain
+        from onedva.commands.paper_suite import left_out_of_paper, score_paper
         from onedva.evaluate import check_size
         from onedva.lengths import measure_curves, policy_report
         from onedva.model import OneDVA
@@ -81,30 +100,41 @@ def evaluate(
     )
     for side in sides:
         check_size(side)
+    if suite not in SUITES:
+        raise ValueError(f"--suite must be one of {', '.join(SUITES)}; got {suite!r}")
     check_folder(output, force=force)
     judges, left_out = load_judges(lpips=lpips, fvd=fvd)
     if output and not can_plot():
         left_out.append(PLOT_HINT)
+    if suite == "paper":
+        left_out += left_out_of_paper(checkpoint, fvd=fvd, against=against or [])
     for line in left_out:
         logger.info("left out: %s", line)
     model = place(OneDVA.from_pretrained(checkpoint).eval(), device)
     if 0 in counts and not model.config.preview:
         raise ValueError("this model has no preview: --steps must be at least 1")
-    splits = load_splits(clips, minimum_frames=model.config.clip_frames, limit=limit)
+    splits = load_splits(clips, minimum_frames=model.config.clip_frames, limit=limit, short_side=short_side)
     held_out = "dev" if "dev" in splits else "train"
 
     document = {"provenance": {}, "model": checkpoint, "parameters": model.parameters_count, "left_out": left_out}
-    document |= report(
-        model,
-        splits,
-        tokens=lengths,
-        steps=counts,
-        sizes=sides,
-        floor=floor,
-        judges=judges,
-        seed=seed,
-        progress=not quiet,
-    )
+    options: dict[str, Any] = {"tokens": lengths, "steps": counts, "sizes": sides, "judges": judges, "seed": seed}
+    document |= report(model, splits, floor=floor, progress=not quiet, **options)
+    for name in against or []:
+        other = place(OneDVA.from_pretrained(name).eval(), device)
+        found = report(other, splits, progress=not quiet, code=Path(name).name, **options)
+        document["rows"] += found["rows"]
+        document["clips"] += found["clips"]
+    if suite == "paper":
+        steps_made = numbers(generator_steps, "generator-steps")
+        document["generated"] = score_paper(
+            [checkpoint, *(against or [])],
+            splits[held_out],
+            steps=steps_made,
+            guidance=guidance,
+            judges=judges,
+            seed=seed,
+            terminal=terminal,
+        )
     if chains:
         scores = chain.chain_scores(model, splits[held_out], size=max(sides), seed=seed, progress=not quiet)
         document["chains"] = {"split": held_out, "tokens": chain.TOKENS, **chain.chain_report(scores)}

@@ -39,6 +39,7 @@ def tables_of(document: Mapping[str, Any]) -> list[Table]:
     for size in sorted({row["size"] for row in rows}):
         here = [row for row in rows if row["size"] == size]
         tables += [measure_table(here, measure) for measure in MEASURES if any(measure.key in row for row in here)]
+    tables += generated_tables(document.get("generated", []))
     if "chains" in document:
         tables += chain_tables(document["chains"])
     if "policies" in document:
@@ -83,6 +84,31 @@ def measure_table(rows: Sequence[Mapping[str, Any]], measure: Measure) -> Table:
     size = rows[0]["size"]
     title = f"{measure.title}; {size}×{size}, clips: {counts}"
     return Table(title=title, columns=["", "steps", *(f"{count} latents" for count in lengths)], rows=body)
+
+
+def generated_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """What a generator's clips came to, over latent length and its steps."""
+    tables = []
+    for key, title, form in (
+        ("gfvd", "gFVD, less is better", ".1f"),
+        ("blocks", "blocks beyond the real clips': energy at patch edges over inside", "+.3f"),
+    ):
+        here = [row for row in rows if key in row]
+        lengths = sorted({row["tokens"] for row in here})
+        lines = list(dict.fromkeys((row["code"], row["steps"]) for row in here))
+        cells = {(row["code"], row["steps"], row["tokens"]): row[key] for row in here}
+        body = [
+            [
+                code,
+                str(steps),
+                *(format(cells[code, steps, n], form) if (code, steps, n) in cells else "" for n in lengths),
+            ]
+            for code, steps in lines
+        ]
+        if body:
+            title = f"generated: {title}; {here[0]['clips']} clips"
+            tables.append(Table(title=title, columns=["", "steps", *(f"{n} latents" for n in lengths)], rows=body))
+    return tables
 
 
 def chain_tables(chains: Mapping[str, Any]) -> list[Table]:

@@ -33,7 +33,7 @@ def train(
     context: typer.Context,
     clips: Clips,
     output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint folder.")] = Path("checkpoint"),
-    preset: Annotated[str | None, flag("--preset", "tiny, small, base, large or paper.", "tiny")] = None,
+    preset: Annotated[str | None, flag("--preset", "nano, tiny, small, base, large or paper.", "tiny")] = None,
     start: Annotated[
         str | None,
         typer.Option("--init", help="A model to begin from: a folder or a shipped name.", show_default=False),
@@ -47,7 +47,12 @@ def train(
     ] = False,
     stage: Annotated[
         str | None,
-        flag("--stage", "encoder: the preview alone; joint: everything; distill: few steps, of --init.", "joint"),
+        flag(
+            "--stage",
+            "encoder: the preview alone; joint: everything; distill: few steps, of --init; post: the decoder, on the "
+            "latents of the generator in --init.",
+            "joint",
+        ),
     ] = None,
     steps: Annotated[int | None, flag("--steps", "Optimizer steps.", "20000", min=1)] = None,
     minutes: Annotated[
@@ -70,6 +75,9 @@ def train(
         flag("--positions-per-batch", "Grid positions per batch: 2560 are 8 clips of 17×128×128.", "2560", min=1),
     ] = None,
     accumulate: Annotated[int | None, flag("--accumulate", "Batches per optimizer step.", "1", min=1)] = None,
+    short_side: Annotated[
+        int | None, flag("--short-side", "Pixels that the short side of videos is scaled to first.", "256", min=16)
+    ] = None,
     workers: Annotated[
         int | None, flag("--workers", "Processes that decode and prepare batches; 0: none besides this.", "0", min=0)
     ] = None,

@@ -4,7 +4,6 @@ Hashes say that a bundle is undamaged, not that its author is to be trusted."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onedva_runtime.errors import BundleError
-from onedva_runtime.files import AtomicFile
+from onedva_runtime.files import AtomicFile, sha256_of
 from onedva_runtime.hub import find, shipped
 from onedva_runtime.manifest import FileSpec, GraphSpec, Manifest, parse_manifest
 from onedva_runtime.onnx_check import check_graph
@@ -35,7 +34,7 @@ class Bundle:
     """What it says."""
 
     def graph_path(self, graph: str) -> Path:
-        """The file of "encoder", "condition" or "velocity"."""
+        """The file of "encoder", "condition", "velocity", …"""
         return self.folder / self.manifest.graphs[graph].file
 
     @property
@@ -63,16 +62,16 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
         raise BundleError(f"{MANIFEST} has {path.stat().st_size} bytes; allowed: {MAX_MANIFEST_BYTES}")
     manifest = parse_manifest(path.read_bytes())
     every = (manifest.graphs, *(static.graphs for static in manifest.tensorrt))
-    graph_files = {spec.file: spec for graphs in every for spec in graphs.values()}
-    for required in (WEIGHTS, manifest.golden.file, *graph_files):
+    graph_files = {spec.file: (spec, manifest.weights_of(graph)) for graphs in every for graph, spec in graphs.items()}
+    for required in (WEIGHTS, manifest.golden.file, *graph_files, *(weights for _, weights in graph_files.values())):
         if required not in manifest.files:
             raise BundleError(f"{MANIFEST} lists no size and hash for {required}")
     for name, spec in manifest.files.items():
         _check_file(root, name, spec)
     if manifest.files[WEIGHTS].sha256 != manifest.model.fingerprint:
         raise BundleError(f"{MANIFEST}: model.fingerprint is not the hash of {WEIGHTS}")
-    for name, graph in graph_files.items():
-        _check_graph(root, name, graph, manifest.files[WEIGHTS].bytes)
+    for name, (graph, weights) in graph_files.items():
+        _check_graph(root, name, graph, weights, manifest.files[weights].bytes)
     return Bundle(root, manifest)
 
 
@@ -87,7 +86,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Mapping[str, object
     if "files" not in content:
         names = sorted(entry.name for entry in root.iterdir() if entry.is_file() and entry.name != MANIFEST)
         content["files"] = {
-            name: {"bytes": (root / name).stat().st_size, "sha256": _sha256(root / name)} for name in names
+            name: {"bytes": (root / name).stat().st_size, "sha256": sha256_of(root / name)} for name in names
         }
     parsed = parse_manifest(content)
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -95,11 +94,6 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Mapping[str, object
         out.file.write(text.encode())
         out.commit()
     return parsed
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -126,16 +120,16 @@ def _check_file(root: Path, name: str, spec: FileSpec) -> None:
         raise BundleError(
             f"{name} has {size} bytes, the manifest says {spec.bytes}: the bundle is damaged, get it again"
         )
-    digest = _sha256(path)
+    digest = sha256_of(path)
     if digest != spec.sha256:
         raise BundleError(
             f"{name} has the wrong hash {digest[:12]}…, not {spec.sha256[:12]}…: the bundle is damaged, get it again"
         )
 
 
-def _check_graph(root: Path, name: str, spec: GraphSpec, weights_bytes: int) -> None:
+def _check_graph(root: Path, name: str, spec: GraphSpec, weights: str, weights_bytes: int) -> None:
     """Check what stands in one graph, and that it is of the versions that the manifest says."""
-    facts = check_graph((root / name).read_bytes(), name=name, weights_name=WEIGHTS, weights_bytes=weights_bytes)
+    facts = check_graph((root / name).read_bytes(), name=name, weights_name=weights, weights_bytes=weights_bytes)
     if (facts.opset, facts.ir_version) != (spec.opset, spec.ir_version):
         got = f"opset {facts.opset} and IR version {facts.ir_version}"
         raise BundleError(f"{name} has {got}, the manifest says {spec.opset} and {spec.ir_version}")

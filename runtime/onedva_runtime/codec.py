@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Backend
+from onedva_runtime.backends import Backend, LatentBackend
 from onedva_runtime.backends.choose import Measured, open_fastest
 from onedva_runtime.bundle import Bundle, Manifest, find, read_bundle
 from onedva_runtime.clip_coding import Engine, decode_packets, encode_clips
 from onedva_runtime.clipper import KEYFRAME_INTERVAL, Clip, Clipper
+from onedva_runtime.generation import check_asked, generate_latents, read_statistics
 from onedva_runtime.graphs import OnTiming
 from onedva_runtime.packet import FRAME_NUMBERS, Packet
 from onedva_runtime.prepare import (
@@ -306,6 +307,72 @@ class VideoCodec:
         steps, noise_seed = self._check_decode(num_steps, seed)
         size = check_integer("batch_size", batch_size, 1, 2**16)
         return decode_video(self._engine, packets, num_steps=steps, seed=noise_seed, batch_size=size)
+
+    def generate_packet(
+        self,
+        *,
+        label: str | None = None,
+        tokens: int | None = None,
+        num_steps: int = 30,
+        guidance: float = 2.0,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        first_frame: Frames | None = None,
+        text: npt.NDArray[np.float32] | None = None,
+    ) -> Packet:
+        """The latents of a new clip, by the bundle's generator: a packet that decodes like any other.
+
+        label: a class by its name, None for any. tokens: 1D latents, rounded up to the generator's multiple; None for
+        the most. num_steps: Euler steps, from 1. guidance: 1 follows class and text, more exaggerates them, 0 ignores
+        them. size: (height, width) in pixels, multiples of 16; default what the generator was trained on. seed: 0 to
+        2**64 - 1. first_frame: (H, W, 3) of that size, which the clip then goes on from, as a continuation clip whose
+        context it is. text: embeddings (L, C) as the generator was trained on. Raises BundleError for a bundle without
+        a generator, BackendError for a backend that runs none, ValueError or TypeError for the rest.
+        """
+        asked = check_asked(
+            self._bundle,
+            self._backend,
+            label=label,
+            tokens=tokens,
+            num_steps=num_steps,
+            guidance=guidance,
+            seed=seed,
+            size=size,
+            first_frame=first_frame,
+            text=text,
+        )
+        assert isinstance(self._backend, LatentBackend)
+        return generate_latents(self._bundle, self._backend, read_statistics(self._bundle), asked)
+
+    def generate(
+        self,
+        *,
+        label: str | None = None,
+        tokens: int | None = None,
+        num_steps: int = 30,
+        guidance: float = 2.0,
+        decode_steps: int = 1,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        first_frame: Frames | None = None,
+        text: npt.NDArray[np.float32] | None = None,
+    ) -> Frames:
+        """A new clip (T, H, W, 3) uint8 RGB; with `first_frame` it begins with that.
+
+        decode_steps: steps of the decoder, as `num_steps` of `decode_clip`. The rest as `generate_packet`.
+        """
+        packet = self.generate_packet(
+            label=label,
+            tokens=tokens,
+            num_steps=num_steps,
+            guidance=guidance,
+            size=size,
+            seed=seed,
+            first_frame=first_frame,
+            text=text,
+        )
+        made = self.decode_clip(packet, num_steps=decode_steps, seed=seed, context_frame=first_frame)
+        return made if first_frame is None else np.concatenate([first_frame[None], made])
 
     def open_encoder(
         self,

@@ -3,6 +3,7 @@ written beside its place under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import secrets
 import stat
 import weakref
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
@@ -78,6 +80,12 @@ def open_output(path: str, *, overwrite: bool, error: type[OneDVAError], shown: 
         raise error(f"{shown}: cannot be written here ({problem.strerror})") from problem
     file = _Output(handle, shown, error)
     return cast(BinaryIO, io.BufferedRandom(file) if file.seekable() else io.BufferedWriter(file))
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, hex: the identity of weights."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(path: str) -> None:

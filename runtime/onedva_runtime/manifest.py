@@ -12,7 +12,15 @@ from typing import Literal, cast
 from onedva_runtime.errors import BundleError
 from onedva_runtime.typed_json import as_mapping, parse_as
 
-__all__ = ["GoldenCase", "GraphSpec", "Manifest", "StaticGraphs", "TensorSpec", "parse_manifest"]
+__all__ = [
+    "GeneratorSpec",
+    "GoldenCase",
+    "GraphSpec",
+    "Manifest",
+    "StaticGraphs",
+    "TensorSpec",
+    "parse_manifest",
+]
 
 SCHEMA_VERSION = 3  # 1 placed each latent on a patch of its own, 2 by the sum of texture and motion
 
@@ -194,6 +202,38 @@ class GoldenSpec:
 
 
 @dataclass(frozen=True)
+class GeneratorSpec:
+    """The latent diffusion model of a bundle that has one."""
+
+    weights: str
+    """File of its weights, in the bundle."""
+    parameters: int
+    """Number of its parameters."""
+    classes: tuple[str, ...]
+    """Names of the classes, by label; the label after the last means none."""
+    frames: int
+    """Of the clips it makes, 1 + 4n."""
+    fps: float
+    """Frames per second of most clips it was trained on."""
+    sizes: tuple[tuple[int, ...], ...]
+    """(height, width) of the clips it was trained on, in pixels."""
+    max_tokens: int
+    """Most 1D latents."""
+    length_multiple: int
+    """Lengths are multiples of this."""
+    anchors: Literal["fixed", "generated"]
+    """Whether all clips share the places of their 1D latents, or each has generated ones."""
+    layered: bool
+    """Whether an anchor's t names a layer of its column; it decides which places clips share."""
+    continuation: bool
+    """Whether it goes on from a first frame."""
+    text_tokens: int
+    """Embeddings of one text; 0 for a model without."""
+    text_channels: int
+    """Of each embedding."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """manifest.json of a bundle; `raw` is the whole of it as read."""
 
@@ -220,12 +260,18 @@ class Manifest:
     """Report of the export's own check against PyTorch."""
     tensorrt: tuple[StaticGraphs, ...] = ()
     """Graphs that engines are built from, where the export made any."""
+    generator: GeneratorSpec | None = None
+    """What generates latents, where the bundle has the graph `generator`."""
     raw: dict[str, object] = field(default_factory=dict[str, object])
 
     @property
     def max_tokens(self) -> int:
         """Longest latent sequence to use: no more than was exported, and than was trained."""
         return min(self.lengths.max_tokens, self.lengths.trained_tokens)
+
+    def weights_of(self, graph: str) -> str:
+        """The file that a graph's external data lies in."""
+        return self.generator.weights if graph == "generator" and self.generator is not None else "model.safetensors"
 
 
 def parse_manifest(text: str | bytes | Mapping[str, object]) -> Manifest:
@@ -279,10 +325,13 @@ def _check_values(manifest: Manifest) -> None:
         <= sampler.max_steps
         <= 50,
         "graphs must be encoder, condition, velocity and, where it pays, one_step": manifest.graphs.keys()
+        - {"generator"}
         in ({"encoder", "condition", "velocity"}, {"encoder", "condition", "velocity", "one_step"}),
+        "generator must be there with its graph, and only then": (manifest.generator is not None)
+        == ("generator" in manifest.graphs),
         "golden.cases must not be empty": len(manifest.golden.cases) > 0,
         "tensorrt must have the names of graphs, frames of 1 + 4n and sides that are multiples of 16": all(
-            static.graphs.keys() == manifest.graphs.keys()
+            static.graphs.keys() == manifest.graphs.keys() - {"generator"}
             and static.frames > 0
             and static.frames % 4 == 1
             and min(static.height, static.width) > 0
@@ -290,6 +339,22 @@ def _check_values(manifest: Manifest) -> None:
             for static in manifest.tensorrt
         ),
     }
+    generator = manifest.generator
+    if generator is not None:
+        rules |= {
+            "generator.frames must be 1 + 4n, at most clip.frames": generator.frames % 4 == 1
+            and 0 < generator.frames <= clip.frames,
+            "generator.max_tokens and length_multiple must be positive": min(
+                generator.max_tokens, generator.length_multiple
+            )
+            > 0,
+            "generator.fps must be positive and finite": 0 < generator.fps < float("inf"),
+            "generator.sizes must be (height, width), multiples of 16": len(generator.sizes) > 0
+            and all(len(size) == 2 and min(size) > 0 and not any(n % 16 for n in size) for size in generator.sizes),
+            "generator.text_tokens and text_channels go together": min(generator.text_tokens, generator.text_channels)
+            >= 0
+            and (generator.text_tokens > 0) == (generator.text_channels > 0),
+        }
     for rule, holds in rules.items():
         if not holds:
             raise BundleError(f"manifest.json: {rule}")

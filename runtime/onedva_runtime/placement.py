@@ -175,6 +175,27 @@ def fixed_anchors(grid: tuple[int, int, int], tokens: int, *, is_key: bool = Tru
     return np.fromiter(seen, np.int64)[:tokens]
 
 
+def shared_anchors(
+    grid: tuple[int, int, int], tokens: int, *, is_key: bool = True, layered: bool = True
+) -> NDArray[np.int64]:
+    """Anchors for clips that are generated, where no clip is there to place them by: the same for all.
+
+    layered: layer after layer, the first of every column, then the second, …, columns in the order of `fixed_anchors`,
+    so that a prefix covers the picture evenly; False, for models whose anchors name no layers: `fixed_anchors`. Returns
+    (tokens,) int64 flat grid indices, no two equal. Raises ValueError beyond the number of coded positions.
+    """
+    if not layered:
+        return fixed_anchors(grid, tokens, is_key=is_key)
+    groups, height, width = grid
+    first = 0 if is_key else 1
+    count = (groups - first) * height * width
+    if not 0 <= tokens <= count:
+        raise ValueError(f"tokens must be between 0 and the {count} coded positions, got {tokens}")
+    columns = fixed_anchors((1, height, width), height * width)
+    layers = np.arange(first, groups, dtype=np.int64)[:, None] * (height * width)
+    return (layers + columns).reshape(-1)[:tokens]
+
+
 def _radical_inverse(index: int, base: int) -> float:
     numerator, denominator = 0, 1
     while index:

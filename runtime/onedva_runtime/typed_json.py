@@ -35,11 +35,13 @@ def as_mapping(value: object, where: str) -> dict[str, object]:
 
 
 def parse_as(kind: Any, value: object, where: str) -> object:
-    """`value` as `kind`: a dataclass, a Literal, tuple[X, ...], dict[str, X], a union of plain types, a
-    Fraction above 0 from text, or a plain type. where: its name in errors. Raises BundleError."""
+    """`value` as `kind`: a dataclass, a Literal, tuple[X, ...], dict[str, X], a dataclass or None, a union of plain
+    types, a Fraction above 0 from text, or a plain type. where: its name in errors. Raises BundleError."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is object:
         return value
+    if len(arguments) == 2 and is_dataclass(arguments[0]) and arguments[1] is type(None):
+        return None if value is None else parse_as(arguments[0], value, where)
     if is_dataclass(kind):
         mapping, hints, found = as_mapping(value, where), get_type_hints(kind), dict[str, object]()
         for entry in fields(kind):

@@ -15,7 +15,7 @@ def test_a_preset_is_called_by_its_name_and_survives_json(name: str) -> None:
 
 
 def test_an_unknown_preset_lists_the_others() -> None:
-    with pytest.raises(ValueError, match="unknown preset 'huge'; choose from tiny, small, base, large, paper"):
+    with pytest.raises(ValueError, match="unknown preset 'huge'; choose from nano, tiny, small, base, large, paper"):
         preset("huge")
 
 

@@ -55,7 +55,7 @@ def test_presets_have_the_stated_size(name: str, low: float, high: float) -> Non
 
 def test_presets_are_found_by_name() -> None:
     assert all(config.preset == name for name, config in PRESETS.items())
-    with pytest.raises(ValueError, match="unknown preset 'huge'; choose from tiny, small, base, large, paper"):
+    with pytest.raises(ValueError, match="unknown preset 'huge'; choose from nano, tiny, small, base, large, paper"):
         preset("huge")
 
 

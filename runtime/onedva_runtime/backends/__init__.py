@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ __all__ = [
     "Backend",
     "BackendStatus",
     "Condition",
+    "LatentBackend",
     "SamplesOnDevice",
     "available",
     "device_number",
@@ -105,6 +107,16 @@ class SamplesOnDevice(Backend, Protocol):
 
     def sample(self, given: Sequence[npt.NDArray[Any]], sampling: Sampling) -> npt.NDArray[np.uint8]:
         """given: the six inputs of `condition` in its order → frames (B, T, H, W, 3)."""
+        ...
+
+
+@runtime_checkable
+class LatentBackend(Protocol):
+    """A backend that can run the graph `generator` too."""
+
+    def latent_velocity(self, feeds: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
+        """The graph's inputs by name → velocities of structural latent and 1D latents, in float32 whatever the dtype:
+        errors of many steps add up. Raises BackendError where it fails."""
         ...
 
 

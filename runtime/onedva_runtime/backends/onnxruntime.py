@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class OnnxRuntimeBackend:
         self._velocity, _ = self._open(bundle, "velocity")
         self.has_one_step = "one_step" in bundle.manifest.graphs
         self._one_step: Any = self._open(bundle, "one_step")[0] if self.has_one_step else None
+        self._bundle, self._generator, self._opening = bundle, None, threading.Lock()  # few who decode generate
         inputs = [value.name for value in self._velocity.get_inputs()]
         self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
         missing = set(self._shared) - set(self._condition_outputs)
@@ -120,7 +122,8 @@ class OnnxRuntimeBackend:
         It holds for exactly this graph with its weights, version and CPU: fusions and layouts depend on all of them.
         """
         sha256 = bundle.manifest.files[bundle.manifest.graphs[graph].file].sha256
-        facts = [sha256, bundle.manifest.model.fingerprint, version, cpu_name()]
+        weights = bundle.manifest.files[bundle.manifest.weights_of(graph)].sha256
+        facts = [sha256, weights, version, cpu_name()]
         folder = private_folder("onnxruntime")
         if folder is None:
             return None
@@ -188,6 +191,15 @@ class OnnxRuntimeBackend:
         }
         with self._slots, _errors("one_step"):
             return self._one_step.run(["frames"], feeds)[0]
+
+    def latent_velocity(self, feeds: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
+        with self._opening:
+            if self._generator is None:
+                self._generator, _ = self._open(self._bundle, "generator")
+        outputs = ["structural_velocity", "sequence_velocity"]
+        with self._slots, _errors("generator"):
+            structural, sequence = self._generator.run(outputs, dict(feeds))
+        return structural, sequence
 
 
 def _ort_value(array: npt.NDArray[Any]) -> Any:

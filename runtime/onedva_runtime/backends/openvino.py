@@ -31,7 +31,9 @@ __all__ = ["OpenVinoBackend", "precisions"]
 
 MAX_COMPILED = 12  # graphs in memory, about 25 MB of weights each for `tiny`: four frame sizes or clip lengths
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised stays float32
-ENCODER_HINT = "f32"  # whatever the dtype: in bf16, columns would choose other classes. Its transformer may run apart
+# whatever the dtype: in bf16, columns would choose other classes, and errors of a generator's many steps add up. The
+# encoder's transformer may run apart
+FLOAT32_GRAPHS = ("encoder", "generator")
 TRANSFORMER = "encoder_transformer"
 ACTIVATION_GROUP = 64  # channels of one position that share a scale: positions never share one
 
@@ -75,7 +77,7 @@ class OpenVinoBackend:
         self._lock = threading.Lock()
         self._cache = self._open_cache()
         self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
-        parts = split_encoder(self._models["encoder"]) if HINTS[dtype] != ENCODER_HINT else None
+        parts = split_encoder(self._models["encoder"]) if HINTS[dtype] != "f32" else None
         if parts is not None:
             self._models[TRANSFORMER], self._models["encoder"] = parts
         inputs = [spec.name for spec in bundle.manifest.graphs["velocity"].inputs]
@@ -94,7 +96,7 @@ class OpenVinoBackend:
         graphs = {graph: files[spec.file].sha256 for graph, spec in self._bundle.manifest.graphs.items()}
         facts = [
             graphs,
-            self._bundle.manifest.model.fingerprint,
+            {graph: files[self._bundle.manifest.weights_of(graph)].sha256 for graph in graphs},
             openvino.__version__,
             self._settings,
             self.dtype,
@@ -122,7 +124,7 @@ class OpenVinoBackend:
     def _prepared(self, graph: str) -> Any:
         """The graph as it is compiled: at int8 with its weights quantised, which takes time, so when it is used."""
         model = self._models[graph]
-        if self.dtype == "int8" and graph not in self._quantised:
+        if self.dtype == "int8" and graph not in (*self._quantised, "generator"):
             from onedva_runtime.backends.openvino_int8 import quantise_weights
 
             quantise_weights(model)
@@ -133,7 +135,7 @@ class OpenVinoBackend:
         """The graph for the shapes of these inputs, from memory, from disk, or made now."""
         shapes = self._shapes(graph, feeds)
         key = (graph, *(size for sizes in shapes.values() for size in sizes))
-        hint = ENCODER_HINT if graph == "encoder" else HINTS[self.dtype]
+        hint = "f32" if graph in FLOAT32_GRAPHS else HINTS[self.dtype]
         with self._lock:
             found = self._compiled.get(key)
             if found is None:
@@ -233,6 +235,12 @@ class OpenVinoBackend:
         frames: npt.NDArray[np.uint8] = lease.output("frames").copy()
         lease.give_back()
         return frames
+
+    def latent_velocity(self, feeds: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
+        lease = self._run("generator", feeds)
+        structural, sequence = (lease.output(f"{name}_velocity").copy() for name in ("structural", "sequence"))
+        lease.give_back()
+        return structural, sequence
 
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> _Lease:
         """Run a graph; its outputs stay in the lease's memory until that is given back. Releases the GIL."""
