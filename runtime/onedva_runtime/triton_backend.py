@@ -37,6 +37,7 @@ class TritonBackend:
     """See `Backend`. One per Python model."""
 
     name, dtype, threads = "triton", "fp32", 1
+    samples_on_device = False
 
     def __init__(self, manifest: Manifest) -> None:
         self._triton: Any = import_module("triton_python_backend_utils")

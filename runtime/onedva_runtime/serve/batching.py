@@ -168,6 +168,7 @@ class BatchedBackend:
         self._batcher, self._urgent = batcher, urgent
         self.name, self.threads, self.dtype = backend.name, backend.threads, backend.dtype
         self.has_one_step = backend.has_one_step
+        self.samples_on_device = False  # clips of several clients share one step's graph, not a loop of steps
 
     def encode(
         self, frames: npt.NDArray[np.uint8], resolution: Float32, is_key: npt.NDArray[np.bool_], anchors: Array
