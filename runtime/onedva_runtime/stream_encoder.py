@@ -64,6 +64,7 @@ class StreamEncoder:
         self._batch_size, self._waiting = check_integer("batch_size", batch_size, 1, 2**16), list[Clip]()
         self._pace, self._on_report = Pace(check_deadline(deadline_ms)), on_report
         self._closed = False
+        self._ready: list[Packet] = []  # coded, but not yet returned
         self._last_tick: int | None = None
         self._arrivals: deque[tuple[int, float]] = deque()  # for reports: number of a push's first frame, when it came
 
@@ -72,7 +73,8 @@ class StreamEncoder:
 
         timestamps: presentation times (T,) int64 in ticks of the stream's time_base, rising over all pushes; with every
         push or with none. The packets of one clip, several where the frame is large, come together. Raises TypeError or
-        ValueError for other arrays, and for frames of another size than the stream's.
+        ValueError for other arrays, and for frames of another size than the stream's. Where coding itself fails
+        (BackendError), no frame is lost: the next call tries again.
         """
         self._check_open()
         frames = check_frames(frames)
@@ -81,36 +83,44 @@ class StreamEncoder:
             raise ValueError(
                 "time stamps come with every push of a stream that was opened with a time_base, or with none"
             )
-        if ticks is not None:
-            if self._last_tick is not None and ticks[0] <= self._last_tick:
-                raise ValueError(f"timestamps must rise from frame to frame, got {ticks[0]} after {self._last_tick}")
-            self._last_tick = int(ticks[-1])
+        if ticks is not None and self._last_tick is not None and ticks[0] <= self._last_tick:
+            raise ValueError(f"timestamps must rise from frame to frame, got {ticks[0]} after {self._last_tick}")
+        self._encode(least=self._batch_size, waited=1)  # what could not be coded before: no more is taken until it is
+        first, now = self._clipper.next_frame, time.perf_counter()
+        self._waiting += self._clipper.push(frames, ticks)  # may refuse them: then the stream is as it was
+        self._last_tick = None if ticks is None else int(ticks[-1])
         if self._on_report is not None:
-            self._arrivals.append((self._clipper.next_frame, time.perf_counter()))
-        self._waiting += self._clipper.push(frames, ticks)
-        return self._encode(least=self._batch_size, waited=1)
+            self._arrivals.append((first, now))
+        self._encode(least=self._batch_size, waited=1)
+        return self._taken()
 
     def flush(self) -> list[Packet]:
         """Encode the frames of the clip that is not full, if any; more frames may be pushed after."""
         self._check_open()
         self._waiting += self._clipper.flush()
-        return self._encode(least=1, waited=0)
+        self._encode(least=1, waited=0)
+        return self._taken()
 
     def request_key(self) -> None:
         """Let the next frame that is pushed begin a key clip, for a decoder that lost a packet. What is held of the
         clip before is coded as a short clip then."""
         self._clipper.request_key()
 
-    def _encode(self, *, least: int, waited: int) -> list[Packet]:
-        """Encode complete clips, as long as there are `least`. waited: frames beyond its own that had to come before a
-        clip that is not full could end."""
-        packets: list[Packet] = []
-        while len(self._waiting) >= least:
-            clips, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-            packets += self._encode_batch(clips, waited)
+    def _taken(self) -> list[Packet]:
+        """What is ready; where an error came between, it was kept for the next call."""
+        packets, self._ready = self._ready, []
         return packets
 
-    def _encode_batch(self, clips: list[Clip], waited: int) -> list[Packet]:
+    def _encode(self, *, least: int, waited: int) -> None:
+        """Encode complete clips, as long as there are `least`. waited: frames beyond its own that had to come before a
+        clip that is not full could end.
+
+        Where a clip cannot be coded, it stays here for the next call.
+        """
+        while len(self._waiting) >= least:
+            self._encode_batch(self._waiting[: self._batch_size], waited)
+
+    def _encode_batch(self, clips: list[Clip], waited: int) -> None:
         wanted = min(self._limit, self._budget) if isinstance(self._budget, int) else self._limit
         limit = self._pace.tokens(wanted)
         start = time.perf_counter()
@@ -125,6 +135,8 @@ class StreamEncoder:
             batch_size=self._batch_size,
         )
         now = time.perf_counter()
+        self._waiting = self._waiting[len(clips) :]
+        self._ready += [packet for packets in coded for packet in packets]
         seconds = (now - start) / len(clips)
         late = self._pace.record(fixed_s=seconds)
         for clip, packets in zip(clips, coded, strict=True):
@@ -146,7 +158,6 @@ class StreamEncoder:
                     reduced=limit < wanted and any(packet.tokens > limit - multiple for packet in packets),
                 )
             )
-        return [packet for packets in coded for packet in packets]
 
     def _arrival(self, frame: int) -> float:
         """When the frame was pushed; what came before it is forgotten."""
@@ -167,6 +178,7 @@ class StreamEncoder:
         """Warn where frames were pushed and never encoded: nothing is dropped silently."""
         self._closed = True
         held = self._clipper.held + sum(len(clip.frames) for clip in self._waiting)
+        held += sum(packet.frames for packet in self._ready if packet.corner == (0, 0))
         if kind is None and held:
             warnings.warn(
                 f"{held} pushed frames were not encoded: call flush() at the end",
