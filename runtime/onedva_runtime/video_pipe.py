@@ -148,6 +148,9 @@ class PipeWriter:
             raise ValueError(f"a pipe carries one of {', '.join(PIPE_FORMATS)}; got {kind!r}")
         self._file, self._kind, self._shape = file, kind, (height, width, 3)
         rate = Fraction(fps).limit_denominator(1_000_000)
+        if width < 1 or height < 1 or rate <= 0 or (time_base is not None and time_base <= 0):
+            got = f"{width}, {height}, {fps}, {time_base}"
+            raise ValueError(f"width, height, fps and time_base must be positive, got {got}")
         self._time_base = time_base if time_base is not None and kind == "nut" else 1 / rate
         self._count = 0
         self._last: int | None = None
@@ -166,7 +169,7 @@ class PipeWriter:
             context.time_base = stream.time_base = self._time_base
             context.open()
             self._stream = stream
-        except (FFmpegError, ValueError, LookupError) as error:
+        except (FFmpegError, ValueError, LookupError, OverflowError) as error:  # rates beyond what FFmpeg counts in
             raise VideoError(f"the pipe: cannot write {kind} ({reason(error)})") from error
 
     def write(self, frames: NDArray[np.uint8], timestamps: NDArray[np.int64] | None = None) -> None:
@@ -189,7 +192,7 @@ class PipeWriter:
                 frame.time_base = self._time_base
                 self._count += 1
                 self._container.mux(self._stream.encode(frame))
-        except (FFmpegError, OSError) as error:
+        except (FFmpegError, OSError, OverflowError) as error:  # time stamps beyond it
             raise VideoError(f"the pipe: writing failed ({reason(error)})") from error
 
     def close(self) -> None:
