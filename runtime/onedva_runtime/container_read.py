@@ -40,6 +40,8 @@ class PacketReader:
     packet follows yet.
     """
 
+    limits: Limits
+    """The reader's own."""
     header: Header
     """What the packets share."""
     quantiser: Quantiser
@@ -54,7 +56,7 @@ class PacketReader:
     def __init__(self, file: BinaryIO, name: str, *, limits: Limits, on_error: OnError, close: bool) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self._file, self._name, self._limits, self._close = file, name, limits, close
+        self._file, self._name, self.limits, self._close = file, name, limits, close
         self._records, self._skip = Records(file, limits), on_error == "skip"
         self.gaps, self.complete = [], False
         self._next_frame, self._frames, self._packets = 0, 0, 0
@@ -184,8 +186,8 @@ class PacketReader:
 
     def _set_up(self, body: bytes) -> None:
         header, tables, quantiser = layout.unpack_setup(body)
-        if header.width * header.height > self._limits.max_pixels:
-            size, limit = f"{header.width}x{header.height}", self._limits.max_pixels
+        if header.width * header.height > self.limits.max_pixels:
+            size, limit = f"{header.width}x{header.height}", self.limits.max_pixels
             raise OverLimit(f"frames of {size}, over the limit of {limit} pixels (Limits.max_pixels)")
         if hasattr(self, "header"):
             if header != self.header:
@@ -240,7 +242,7 @@ class PacketReader:
             parts = list(layout.sections(body))
             if self.gaps and len(parts) == 1:
                 with suppress(PacketError):
-                    entries = layout.unpack_index(body, size=self._records.offset, most=self._limits.max_frames)
+                    entries = layout.unpack_index(body, size=self._records.offset, most=self.limits.max_frames)
                     self._told = clips_of(entries)
         else:
             _, _, count = layout.unpack_end(body)
@@ -255,7 +257,7 @@ class PacketReader:
 
     def _take_packet(self, coded: Coded) -> Coded | None:
         facts = coded.facts
-        coded.check(self.header, self._limits)
+        coded.check(self.header, self.limits)
         self._packets += 1
         if self._waits_for_key:
             follows = facts.begins_clip and facts.first_frame == self._next_frame
@@ -265,8 +267,8 @@ class PacketReader:
             if follows:
                 self._nothing_missing()
         self._frames += facts.frames if facts.begins_clip else 0
-        if self._frames > self._limits.max_frames:
-            raise OverLimit(f"more than {self._limits.max_frames} frames (Limits.max_frames)")
+        if self._frames > self.limits.max_frames:
+            raise OverLimit(f"more than {self.limits.max_frames} frames (Limits.max_frames)")
         if coded.lost is not None:
             self.gaps.append(Gap(offset=self._records.offset, problem=coded.lost, first_frame=None))
         self._next_frame = facts.first_frame + (facts.frames if coded.ends_clip(self.header) else 0)
