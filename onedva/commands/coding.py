@@ -107,6 +107,7 @@ def encode_file(
     terminal.start_logging()
     from onedva_runtime.container import save_packets
     from onedva_runtime.pipeline import Pipeline
+    from onedva_runtime.video_sandbox import SandboxedReader
 
     start = time.perf_counter()
     coded: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
@@ -114,12 +115,15 @@ def encode_file(
         data_out(wanted=is_pipe(target)) as stdout,
         ExitStack() as opened,
         Pipeline() as pipeline,
+        ExitStack() as hurried,  # what wakes a stage before its thread is waited for
     ):
         reader = opened.enter_context(open_source(source, raw=raw, batch=stream.batch_frames, sandbox=sandbox))
         info, codec = reader.info, choice.open()
         quantiser = codec.quantiser(step=step)
         # The stage closes what it reads: nobody else may while it waits for the next byte of a pipe.
         read = owned(reader, opened.pop_all())
+        if isinstance(reader, SandboxedReader):
+            hurried.callback(reader.stop)
         batches = pipeline.stage("read", read, may_stall=is_pipe(source))
         clips = pipeline.stage("encode", encoded_clips(codec, batches, info=info, choice=stream))
         with terminal.progress("encode", total=info.frames) as advance:
@@ -158,9 +162,8 @@ def encode_file(
 def refuse_truncated(info: VideoInfo, source: Path, frames: int) -> None:
     """Raise Incomplete where a source that has been read to its end, `frames` of it, was damaged or cut off."""
     if info.truncated:
-        raise Incomplete(
-            f"{shown(source)}: damaged or cut off: done with the {counted(frames, 'frame')} that could be read"
-        )
+        read = f"the {counted(frames, 'frame')} that could be read"
+        raise Incomplete(f"{shown(source)}: damaged or cut off: done with {read}")
 
 
 def decode_file(
