@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onedva_runtime.clip_coding import Engine
 from onedva_runtime.clipper import Clip, Clipper
+from onedva_runtime.errors import BackendError
 from onedva_runtime.pace import Pace
 from onedva_runtime.packet import Packet
 from onedva_runtime.prepare import (
@@ -29,6 +30,8 @@ from onedva_runtime.stream_report import StreamReport
 from onedva_runtime.whole_frames import encode_whole
 
 __all__ = ["StreamEncoder"]
+
+MOST_WAITING = 32  # clips that could not be coded: memory stays bounded where a caller pushes on regardless
 
 
 class StreamEncoder:
@@ -74,7 +77,8 @@ class StreamEncoder:
         timestamps: presentation times (T,) int64 in ticks of the stream's time_base, rising over all pushes; with every
         push or with none. The packets of one clip, several where the frame is large, come together. Raises TypeError or
         ValueError for other arrays, and for frames of another size than the stream's. Where coding itself fails
-        (BackendError), no frame is lost: the next call tries again.
+        (BackendError), the frames have been taken, and the next call tries again; after MOST_WAITING such clips it
+        takes no more.
         """
         self._check_open()
         frames = check_frames(frames)
@@ -85,7 +89,11 @@ class StreamEncoder:
             )
         if ticks is not None and self._last_tick is not None and ticks[0] <= self._last_tick:
             raise ValueError(f"timestamps must rise from frame to frame, got {ticks[0]} after {self._last_tick}")
-        self._encode(least=self._batch_size, waited=1)  # what could not be coded before: no more is taken until it is
+        if len(self._waiting) >= self._batch_size + MOST_WAITING:
+            waiting = len(self._waiting)
+            raise BackendError(
+                f"coding failed, {waiting} clips wait, and these frames were not taken: flush() tries again"
+            )
         first, now = self._clipper.next_frame, time.perf_counter()
         self._waiting += self._clipper.push(frames, ticks)  # may refuse them: then the stream is as it was
         self._last_tick = None if ticks is None else int(ticks[-1])

@@ -53,16 +53,29 @@ def packets(codec: VideoCodec) -> list[Packet]:
 
 
 def test_an_encoder_tries_again_and_loses_nothing(codec: VideoCodec, packets: list[Packet]) -> None:
-    """The third clip of a large push fails, and so does trying again: no more frames are taken until it works."""
+    """The third clip of a large push fails, and so does trying again: frames that were pushed are not pushed again."""
     encoder = failing(codec, 2, 3).open_encoder(tokens=0, keyframe_interval=2, cuts=False)
-    with pytest.raises(BackendError, match="no memory"):
-        encoder.push(VIDEO[:60])
-    with pytest.raises(BackendError, match="no memory"):
-        encoder.push(VIDEO[60:])
-    got = [*encoder.push(VIDEO[60:]), *encoder.flush()]
+    for part in (VIDEO[:60], VIDEO[60:80]):
+        with pytest.raises(BackendError, match="no memory"):
+            encoder.push(part)
+    got = [*encoder.push(VIDEO[80:]), *encoder.flush()]
     assert [packet.first_frame for packet in got] == [packet.first_frame for packet in packets]
     for a, b in zip(got, packets, strict=True):
         np.testing.assert_array_equal(a.structural, b.structural)
+
+
+def test_an_encoder_whose_errors_are_ignored_does_not_grow(codec: VideoCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onedva_runtime.stream_encoder.MOST_WAITING", 2)
+    encoder = failing(codec, *range(100)).open_encoder(tokens=0, keyframe_interval=1, cuts=False)
+    for _ in range(3):
+        with pytest.raises(BackendError, match="no memory"):
+            encoder.push(VIDEO[:17])
+    for _ in range(2):
+        with pytest.raises(BackendError, match="3 clips wait, and these frames were not taken"):
+            encoder.push(VIDEO[:17])
+    with pytest.raises(BackendError, match="no memory"):
+        encoder.flush()
+    assert encoder._clipper.next_frame == 3 * 17
 
 
 def test_what_is_ready_and_never_taken_is_warned_about(codec: VideoCodec) -> None:
