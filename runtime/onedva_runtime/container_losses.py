@@ -42,10 +42,11 @@ def with_losses(reader: PacketReader) -> Iterator[Packet | Lost]:
     following: int | None = None  # number of the frame that comes next
     last: Knot | None = None
     for packet in reader:
-        clips = reader.clips() if reader.gaps else None
         if following is None:  # without an index, videos begin with frame 0
+            clips = reader.clips() if reader.gaps else None
             following = clips[0].first_frame if clips else 0 if reader.gaps else packet.first_frame
-        if packet.first_frame > following:
+        if packet.first_frame > following:  # only then the index is looked for, which may take a moment
+            clips = reader.clips() if reader.gaps else None
             after = None if packet.timestamps is None else (packet.first_frame, int(packet.timestamps[0]))
             yield _lost(following, packet.first_frame, last, after, clips, reader)
         yield packet
