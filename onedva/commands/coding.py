@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
 from onedva.commands.console import Terminal, check_output
 from onedva.commands.failures import Incomplete
-from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, owned, uneven
+from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, owned, shown, uneven
 from onedva.commands.tables import Table, counted
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def encode_file(
     terminal.start_logging()
     from onedva_runtime.container import save_packets
     from onedva_runtime.pipeline import Pipeline
+    from onedva_runtime.video_sandbox import SandboxedReader
 
     start = time.perf_counter()
     coded: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
@@ -114,12 +115,15 @@ def encode_file(
         data_out(wanted=is_pipe(target)) as stdout,
         ExitStack() as opened,
         Pipeline() as pipeline,
+        ExitStack() as hurried,  # what wakes a stage before its thread is waited for
     ):
         reader = opened.enter_context(open_source(source, raw=raw, batch=stream.batch_frames, sandbox=sandbox))
         info, codec = reader.info, choice.open()
         quantiser = codec.quantiser(step=step)
         # The stage closes what it reads: nobody else may while it waits for the next byte of a pipe.
         read = owned(reader, opened.pop_all())
+        if isinstance(reader, SandboxedReader):
+            hurried.callback(reader.stop)
         batches = pipeline.stage("read", read, may_stall=is_pipe(source))
         clips = pipeline.stage("encode", encoded_clips(codec, batches, info=info, choice=stream))
         with terminal.progress("encode", total=info.frames) as advance:
@@ -158,8 +162,8 @@ def encode_file(
 def refuse_truncated(info: VideoInfo, source: Path, frames: int) -> None:
     """Raise Incomplete where a source that has been read to its end, `frames` of it, was damaged or cut off."""
     if info.truncated:
-        name = "the pipe" if is_pipe(source) else source
-        raise Incomplete(f"{name}: damaged or cut off: done with the {counted(frames, 'frame')} that could be read")
+        read = f"the {counted(frames, 'frame')} that could be read"
+        raise Incomplete(f"{shown(source)}: damaged or cut off: done with {read}")
 
 
 def decode_file(
@@ -179,6 +183,7 @@ def decode_file(
     `-`. skip_damage: damaged clips are concealed, and told of, in place of an error."""
     from onedva_runtime.container import open_packets
     from onedva_runtime.container_losses import with_losses
+    from onedva_runtime.errors import PacketError
     from onedva_runtime.pipeline import Pipeline
 
     if pipe is not None and not is_pipe(target):
@@ -208,6 +213,8 @@ def decode_file(
                 writer.write(frames, report.timestamps)
                 reports.append(report)
                 advance(report.frames)
+            if not reports and reader.gaps:
+                raise PacketError(f"{shown(source)}: no clip in it can be read: {reader.gaps[0].problem}")
         for gap in reader.gaps:
             where = "latents only" if gap.first_frame is None else f"clips from frame {gap.first_frame} on"
             logger.warning("%s: byte %d: %s (%s)", source, gap.offset, gap.problem, where)
@@ -237,14 +244,13 @@ def decode_file(
 def _damage(reader: PacketReader, source: Path, document: dict[str, Any]) -> str:
     """In words: what of a damaged file could not be decoded."""
     frames, concealed = document["frames"], document["concealed"]
-    name = "the pipe" if is_pipe(source) else source
     what = f"{concealed:,} of {counted(frames, 'frame')} are concealed" if concealed else "no frame between is missing"
     end = max((gap.first_frame for gap in reader.gaps if gap.first_frame is not None), default=-1)
     if reader.clips() is None and not reader.complete:
         what += "; it has no end, so it may have had more"
     elif reader.clips() is None and end >= frames:
         what += "; how many are missing after them is not known"
-    return f"{name}: damaged in {counted(len(reader.gaps), 'place')}: {what}"
+    return f"{shown(source)}: damaged in {counted(len(reader.gaps), 'place')}: {what}"
 
 
 def check_video_target(source: Path, target: Path, *, audio: Path | None, force: bool) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onedva_runtime.video_read import VideoReader
     from onedva_runtime.video_sandbox import SandboxedReader
 
-__all__ = ["data_out", "is_pipe", "open_source", "opened_data", "owned", "uneven"]
+__all__ = ["data_out", "is_pipe", "open_source", "opened_data", "owned", "shown", "uneven"]
 
 Item = TypeVar("Item")
 
@@ -28,6 +28,11 @@ Item = TypeVar("Item")
 def is_pipe(path: Path | None) -> bool:
     """Whether a path on the command line is `-`."""
     return path is not None and str(path) == "-"
+
+
+def shown(path: Path) -> str:
+    """The path as messages name it."""
+    return "the pipe" if is_pipe(path) else str(path)
 
 
 def data_in() -> BinaryIO:
@@ -38,7 +43,9 @@ def data_in() -> BinaryIO:
         if hasattr(os, "set_blocking"):  # another program may have left it so; "nothing yet" would look like the end
             os.set_blocking(sys.stdin.fileno(), True)
         # Without a buffer: the lock of one, held by a thread that waits for bytes, aborts the interpreter when it ends.
-        return cast(BinaryIO, io.FileIO(sys.stdin.fileno(), closefd=False))
+        file = io.FileIO(sys.stdin.fileno(), closefd=False)
+        file.name = "the pipe"  # in errors
+        return cast(BinaryIO, file)
     except (OSError, ValueError):  # not a real stdin, as in a test's
         return sys.stdin.buffer
 

@@ -42,10 +42,10 @@ class AudioCopy:
             self._streams = {stream.index: self._add(stream, target) for stream in streams}
             self._shift_s = self._before_zero()
             self._packets = self._demux(streams)
+            self._next: Packet[Any] | None = next(self._packets, None)
         except BaseException:
             self.close()
             raise
-        self._next: Packet[Any] | None = next(self._packets, None)
 
     def copy(self, *, until_s: float | None = None) -> None:
         """Write what sounds up to a time in seconds, or all that is left. Raises VideoError where that fails."""

@@ -20,6 +20,7 @@ from onedva_runtime.packet import Packet, padded_grid
 from onedva_runtime.prepare import (
     Decibels,
     check_clip,
+    check_frame,
     check_packet,
     grouped,
     pad_clip,
@@ -160,9 +161,9 @@ def _check_context(packet: Packet, context: Uint8 | None) -> None:
             f"the packet from frame {packet.first_frame} on is a continuation clip: it needs context_frame, the frame "
             "decoded before it; decode from the key clip on"
         )
-    if context.shape != (packet.height, packet.width, 3) or context.dtype != np.uint8:
-        got = f"{context.dtype} of shape {context.shape}"
-        raise ValueError(f"context_frame must be uint8 of shape ({packet.height}, {packet.width}, 3), got {got}")
+    if check_frame("context_frame", context).shape[:2] != (packet.height, packet.width):
+        got, wanted = f"{context.shape[1]}x{context.shape[0]}", f"{packet.width}x{packet.height}"
+        raise ValueError(f"context_frame must have the packet's size, {wanted}; got {got}")
 
 
 def _padded_context(packet: Packet, context: Uint8 | None) -> Uint8 | None:

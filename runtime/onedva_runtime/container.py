@@ -12,8 +12,7 @@ The limits are the reader's, and are checked before memory is taken.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import BinaryIO
@@ -27,7 +26,7 @@ from onedva_runtime.container_packet import Coded, encode_packet, join
 from onedva_runtime.container_read import Gap, OnError, PacketReader
 from onedva_runtime.entropy import Tables
 from onedva_runtime.entropy_tables import TABLES
-from onedva_runtime.errors import PacketError
+from onedva_runtime.errors import PacketError, naming
 from onedva_runtime.files import AtomicFile, open_output, open_regular
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet, as_packet
@@ -181,20 +180,10 @@ def _write(
     """Write all; errors of writing name the file, those of the packets' source pass as they are."""
     writer = PacketWriter(file, quantiser=quantiser, fps=fps, colour=colour)
     for packet in packets:
-        with _named(name):
+        with naming(name):
             writer.write(packet)
-    with _named(name):
+    with naming(name):
         return writer.finish()
-
-
-@contextmanager
-def _named(name: str | None) -> Generator[None]:
-    try:
-        yield
-    except PacketError as error:
-        if name is None or str(error).startswith(name):
-            raise
-        raise type(error)(f"{name}: {error}") from error
 
 
 def load_packets(source: str | os.PathLike[str] | BinaryIO, *, limits: Limits | None = None) -> PacketFile:

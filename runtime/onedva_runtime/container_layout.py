@@ -111,7 +111,7 @@ def opening() -> bytes:
 def check_opening(data: bytes) -> None:
     """Raise NotOdva unless `data` is an opening."""
     if data[: len(MAGIC)] != MAGIC[: len(data)] or len(data) < OPENING.size:
-        raise NotOdva("not an .odva file (its first bytes are others)")
+        raise NotOdva(f"not an .odva file ({'its first bytes are others' if data else 'there is nothing in it'})")
     _, version, zero = OPENING.unpack(data)
     if version != VERSION or zero:
         raise NotOdva(f"version {version} of the format, this program reads version {VERSION}")

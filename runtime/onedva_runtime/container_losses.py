@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onedva_runtime.container_layout import Entry, Header
+from onedva_runtime.container_layout import Entry
 from onedva_runtime.container_read import PacketReader
+from onedva_runtime.errors import OverLimit
 from onedva_runtime.packet import Packet
 
 __all__ = ["Lost", "with_losses"]
@@ -34,27 +35,34 @@ class Lost:
 
 def with_losses(reader: PacketReader) -> Iterator[Packet | Lost]:
     """The packets of a file, and in the place of what is missing a `Lost`: before the first packet that can be read,
-    between two, and, where the index tells of it, after the last. Nothing at all where no packet can be read."""
+    between two, and, where the index tells of it, after the last. Nothing at all where no packet can be read.
+
+    Raises as the reader does, and OverLimit for more frames that are missing in a row than its Limits allow.
+    """
     following: int | None = None  # number of the frame that comes next
     last: Knot | None = None
     for packet in reader:
-        clips = reader.clips() if reader.gaps else None
         if following is None:  # without an index, videos begin with frame 0
+            clips = reader.clips() if reader.gaps else None
             following = clips[0].first_frame if clips else 0 if reader.gaps else packet.first_frame
-        if packet.first_frame > following:
+        if packet.first_frame > following:  # only then the index is looked for, which may take a moment
+            clips = reader.clips() if reader.gaps else None
             after = None if packet.timestamps is None else (packet.first_frame, int(packet.timestamps[0]))
-            yield _lost(following, packet.first_frame, last, after, clips, reader.header)
+            yield _lost(following, packet.first_frame, last, after, clips, reader)
         yield packet
         following = packet.first_frame + packet.frames
         last = None if packet.timestamps is None else (following - 1, int(packet.timestamps[-1]))
     clips = reader.clips() if reader.gaps else None
     if following is not None and clips and clips[-1].first_frame + clips[-1].frames > following:
-        yield _lost(following, clips[-1].first_frame + clips[-1].frames, last, None, clips, reader.header)
+        yield _lost(following, clips[-1].first_frame + clips[-1].frames, last, None, clips, reader)
 
 
 def _lost(
-    start: int, end: int, before: Knot | None, after: Knot | None, clips: Sequence[Entry] | None, header: Header
+    start: int, end: int, before: Knot | None, after: Knot | None, clips: Sequence[Entry] | None, reader: PacketReader
 ) -> Lost:
+    header, most = reader.header, reader.limits.max_frames
+    if end - start > most:
+        raise OverLimit(f"{end - start} frames are missing from frame {start} on; allowed: {most} (Limits.max_frames)")
     if header.time_base is None:
         return Lost(first_frame=start, frames=end - start, timestamps=None)
     knots = [] if before is None else [before]

@@ -9,11 +9,12 @@ with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import BinaryIO, Literal, Self, TypeVar
+from typing import BinaryIO, Literal, Self
 
 from onedva_runtime import container_layout as layout
 from onedva_runtime.container_index import clips_of, key_before
@@ -21,7 +22,7 @@ from onedva_runtime.container_layout import Entry, Header
 from onedva_runtime.container_packet import Coded, split
 from onedva_runtime.container_records import Gap, Records
 from onedva_runtime.entropy import Tables
-from onedva_runtime.errors import Corrupt, MissingLevels, NotOdva, OverLimit, PacketError, Truncated
+from onedva_runtime.errors import Corrupt, MissingLevels, NotOdva, OverLimit, PacketError, Truncated, naming
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet
 from onedva_runtime.quantiser import Quantiser
@@ -29,7 +30,7 @@ from onedva_runtime.quantiser import Quantiser
 __all__ = ["Gap", "OnError", "PacketReader"]
 
 OnError = Literal["raise", "skip"]
-_T = TypeVar("_T")
+MOST_GAPS = 10_000
 _SEARCHED = 1 << 20  # bytes of a file with a damaged start, in which a setup record may come
 
 
@@ -40,6 +41,8 @@ class PacketReader:
     packet follows yet.
     """
 
+    limits: Limits
+    """The reader's own."""
     header: Header
     """What the packets share."""
     quantiser: Quantiser
@@ -50,20 +53,21 @@ class PacketReader:
     """What was left out so far, where on_error is "skip"."""
     complete: bool
     """Whether the end of the file has been reached and was whole."""
+    _told: list[Entry] | None
 
     def __init__(self, file: BinaryIO, name: str, *, limits: Limits, on_error: OnError, close: bool) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self._file, self._name, self._limits, self._close = file, name, limits, close
+        self._file, self._name, self.limits, self._close = file, name, limits, close
         self._records, self._skip = Records(file, limits), on_error == "skip"
         self.gaps, self.complete = [], False
         self._next_frame, self._frames, self._packets = 0, 0, 0
         self._waits_for_key, self._from_start = False, True
-        self._told: list[Entry] | None = None
-        self._searched = False  # for levels that a packet lacked
-        self._cut_off: int | None = None  # where the record begins that was not all there, last among the gaps
+        self._searched, self._told = False, None
+        self._cut_off: int | None = None  # where the record begins that was not all there
         try:
-            self._named(self._open)
+            with naming(name):
+                self._open()
         except BaseException:
             self.close()
             raise
@@ -71,7 +75,8 @@ class PacketReader:
     def __iter__(self) -> Iterator[Packet]:
         for coded in self.coded():
             try:
-                packet = self._named(lambda coded=coded: self._decode(coded))
+                with naming(self._name):
+                    packet = self._decode(coded)
             except (Corrupt, MissingLevels) as error:
                 if not self._skip:
                     raise
@@ -82,7 +87,11 @@ class PacketReader:
 
     def coded(self) -> Iterator[Coded]:
         """As iterating, but the packets' latents stay coded: for copying and thinning."""
-        while (coded := self._named(self._next)) is not None:
+        while True:
+            with naming(self._name):
+                coded = self._next()
+            if coded is None:
+                return
             yield coded
 
     @property
@@ -111,8 +120,8 @@ class PacketReader:
         """
         if not self._records.source.seekable:
             raise PacketError(f"{self._name}: a pipe cannot be searched")
-        with self._records.elsewhere():
-            return self._named(self._index)
+        with self._records.elsewhere(), naming(self._name):
+            return self._index()
 
     def clips(self) -> list[Entry] | None:
         """What the index tells of every clip, those that are damaged among them; of one in tiles, of its first. None
@@ -148,7 +157,7 @@ class PacketReader:
             self._find_setup(error)
 
     def _index(self) -> list[Entry]:
-        """The index; takes the setups that are found with it, since those that packets need may be damaged. Moves."""
+        """The index; takes setups on the way, since those that packets need may be damaged. Moves."""
         try:
             setup, entries = self._records.footer()
             self._set_up(setup)
@@ -171,10 +180,9 @@ class PacketReader:
             if body is None:
                 raise cause
             self._try_setup(body)
-        first = 0
-        if records.source.seekable:
+        first = None if records.source.seekable else 0
+        if first is None:
             records.source.seek(layout.OPENING.size)
-            first = None
         self._waits_for_key = first is not None  # clips went by on the way
         self.gaps.append(Gap(offset=offset, problem=str(cause), first_frame=first))
 
@@ -184,8 +192,8 @@ class PacketReader:
 
     def _set_up(self, body: bytes) -> None:
         header, tables, quantiser = layout.unpack_setup(body)
-        if header.width * header.height > self._limits.max_pixels:
-            size, limit = f"{header.width}x{header.height}", self._limits.max_pixels
+        if header.width * header.height > self.limits.max_pixels:
+            size, limit = f"{header.width}x{header.height}", self.limits.max_pixels
             raise OverLimit(f"frames of {size}, over the limit of {limit} pixels (Limits.max_pixels)")
         if hasattr(self, "header"):
             if header != self.header:
@@ -209,7 +217,7 @@ class PacketReader:
             try:
                 mark, body = self._records.next()
                 if self._cut_off == self._records.offset:  # it has grown since
-                    self.gaps.pop()
+                    self.gaps[:] = [gap for gap in self.gaps if gap.offset != self._cut_off]
                 self._cut_off = None
                 coded = self._take_record(mark, body)
             except Truncated as error:
@@ -217,7 +225,7 @@ class PacketReader:
                     raise
                 if self._cut_off != self._records.offset:
                     self._cut_off = self._records.offset
-                    self.gaps.append(Gap(offset=self._cut_off, problem=str(error), first_frame=self._next_frame))
+                    self._tell(str(error), self._next_frame)
                 return None
             except Corrupt as error:
                 if not self._skip:
@@ -225,9 +233,9 @@ class PacketReader:
                     raise
                 self._lose(error, self._next_frame)
                 self._records.resynchronise()
-                continue
-            if coded is not None:
-                return coded
+            else:
+                if coded is not None:
+                    return coded
         return None
 
     def _take_record(self, mark: bytes, body: bytes) -> Coded | None:
@@ -237,11 +245,10 @@ class PacketReader:
         if mark == layout.SETUP:
             self._set_up(body)
         elif mark == layout.INDEX:  # for those who search; here its checksum, and in a damaged pipe what it tells
-            parts = list(layout.sections(body))
-            if self.gaps and len(parts) == 1:
-                with suppress(PacketError):
-                    entries = layout.unpack_index(body, size=self._records.offset, most=self._limits.max_frames)
-                    self._told = clips_of(entries)
+            deque(layout.sections(body), maxlen=0)
+            size, most = self._records.offset, self.limits.max_frames
+            with suppress(PacketError):
+                self._told = clips_of(layout.unpack_index(body, size=size, most=most)) if self.gaps else None
         else:
             _, _, count = layout.unpack_end(body)
             if self._from_start and not self.gaps and self._packets != count:
@@ -255,7 +262,7 @@ class PacketReader:
 
     def _take_packet(self, coded: Coded) -> Coded | None:
         facts = coded.facts
-        coded.check(self.header, self._limits)
+        coded.check(self.header, self.limits)
         self._packets += 1
         if self._waits_for_key:
             follows = facts.begins_clip and facts.first_frame == self._next_frame
@@ -265,30 +272,27 @@ class PacketReader:
             if follows:
                 self._nothing_missing()
         self._frames += facts.frames if facts.begins_clip else 0
-        if self._frames > self._limits.max_frames:
-            raise OverLimit(f"more than {self._limits.max_frames} frames (Limits.max_frames)")
+        if self._frames > self.limits.max_frames:
+            raise OverLimit(f"more than {self.limits.max_frames} frames (Limits.max_frames)")
         if coded.lost is not None:
-            self.gaps.append(Gap(offset=self._records.offset, problem=coded.lost, first_frame=None))
+            self._tell(coded.lost, None)
         self._next_frame = facts.first_frame + (facts.frames if coded.ends_clip(self.header) else 0)
         return coded
 
     def _nothing_missing(self) -> None:
         """The gaps since the last packet were no clips: what follows goes on from it."""
-        last = self._next_frame
-        self.gaps[:] = [replace(gap, first_frame=None) if gap.first_frame == last else gap for gap in self.gaps]
+        for index, gap in enumerate(self.gaps):
+            if gap.first_frame == self._next_frame:
+                self.gaps[index] = replace(gap, first_frame=None)
 
     def _lose(self, error: PacketError, first_frame: int) -> None:
         offset, clip = self._records.offset, self._records.mark in (b"", layout.PACKET)  # b"": it may have been one
         self._waits_for_key |= clip
         self._next_frame = first_frame
         if not self.gaps or self.gaps[-1].offset != offset:  # `_find_setup` may have told of it
-            self.gaps.append(Gap(offset=offset, problem=str(error), first_frame=first_frame if clip else None))
+            self._tell(str(error), first_frame if clip else None)
 
-    def _named(self, step: Callable[[], _T]) -> _T:
-        """Run a step; its errors name the file, once."""
-        try:
-            return step()
-        except PacketError as error:
-            if str(error).startswith(f"{self._name}: "):
-                raise
-            raise type(error)(f"{self._name}: {error}") from error
+    def _tell(self, problem: str, first_frame: int | None) -> None:
+        if len(self.gaps) >= MOST_GAPS:
+            raise Corrupt(f"damaged in more than {MOST_GAPS} places: {problem}")
+        self.gaps.append(Gap(offset=self._records.offset, problem=problem, first_frame=first_frame))

@@ -2,6 +2,9 @@
 allowed and what to do; the command line prints it and exits 2. Wrong arguments to Python functions are plain ValueError
 and TypeError."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 __all__ = [
     "BackendError",
     "BundleError",
@@ -15,6 +18,7 @@ __all__ = [
     "Truncated",
     "VideoError",
     "WrongModel",
+    "naming",
 ]
 
 
@@ -65,3 +69,14 @@ class WrongModel(PacketError):
 class BackendError(OneDVAError):
     """A backend is unknown, not installed or not usable; the message names the `pip install 'onedva[…]'` that brings
     it."""
+
+
+@contextmanager
+def naming(name: str | None) -> Generator[None]:
+    """A block whose PacketErrors name a file, once."""
+    try:
+        yield
+    except PacketError as error:
+        if name is None or str(error).startswith(f"{name}: "):
+            raise
+        raise type(error)(f"{name}: {error}") from error

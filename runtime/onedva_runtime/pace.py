@@ -36,7 +36,8 @@ class Pace:
         return asked if self.share >= 1 else int(self.share * asked)
 
     def record(self, *, fixed_s: float, steps_s: float = 0.0, steps: int = 0) -> bool:
-        """Learn from a clip: seconds beside its steps, and in them. Returns whether it was late."""
+        """Learn from a clip: seconds beside its steps, and in them; steps 0: what they took is not known, or there are
+        none. Returns whether it was late."""
         if self.deadline_s is None:
             return False
         weight = 1.0 if self.fixed_s is None else SMOOTHING
@@ -44,8 +45,8 @@ class Pace:
         if steps:
             self.step_s = (1 - weight) * self.step_s + weight * steps_s / steps
         late = fixed_s + steps_s > self.deadline_s
-        if self.fixed_s + (self.step_s if steps else 0.0) > MARGIN * self.deadline_s:  # not even with a single step
+        if self.fixed_s + self.step_s > MARGIN * self.deadline_s:  # not even with a single step
             self.share = self.share / 2 if self.share / 2 >= LEAST_SHARE else 0.0
-        elif self.fixed_s + (self.step_s if steps else 0.0) < MARGIN**2 * self.deadline_s:
+        elif self.fixed_s + self.step_s < MARGIN**2 * self.deadline_s:
             self.share = min(1.0, 1.25 * max(self.share, LEAST_SHARE))
         return late

@@ -130,8 +130,9 @@ class Pipeline:
     def _run(self, name: str, source: Iterable[Item], queue: _Queue[Item], before: _Items[object] | None) -> None:
         start, blocked = time.perf_counter(), 0.0
         error: BaseException | None = None
-        iterator = iter(source)
+        iterator: Iterator[Item] | None = None
         try:
+            iterator = iter(source)
             for item in iterator:
                 asked = time.perf_counter()
                 queue.put(item)

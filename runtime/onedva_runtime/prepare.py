@@ -27,6 +27,7 @@ __all__ = [
     "check_clip",
     "check_deadline",
     "check_fps",
+    "check_frame",
     "check_frames",
     "check_integer",
     "check_packet",
@@ -78,6 +79,17 @@ def check_frames(frames: object) -> Uint8:
     if 0 in shape:
         raise ValueError(f"{wanted}, at least one frame and one pixel; got the shape {shape}")
     return cast(Uint8, array)
+
+
+def check_frame(name: str, frame: object) -> Uint8:
+    """`frame` if it is a (H, W, 3) uint8 array with H, W ≥ 1; TypeError or ValueError, calling it `name`, otherwise."""
+    wanted = f"{name} must be a NumPy array (H, W, 3) of uint8, RGB in 0..255"
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+        raise TypeError(f"{wanted}; got {getattr(frame, 'dtype', type(frame).__name__)}")
+    array = cast(Uint8, frame)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ValueError(f"{wanted}; got the shape {array.shape}")
+    return array
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> int:
@@ -217,9 +229,9 @@ def check_clip(clip: Clip, manifest: Manifest) -> None:
     kind = "clip"
     if clip.context_frame is not None:
         most, kind = most - 1, "continuation clip"
-        context = check_frames(clip.context_frame[None])
-        if context.shape[1:] != clip.frames.shape[1:]:
-            got = f"{context.shape[2]}x{context.shape[1]} for frames of {width}x{height}"
+        context = check_frame("context_frame", clip.context_frame)
+        if context.shape != clip.frames.shape[1:]:
+            got = f"{context.shape[1]}x{context.shape[0]} for frames of {width}x{height}"
             raise ValueError(f"context_frame must have the size of the clip's frames, got {got}")
         if clip.first_frame < 1:
             raise ValueError(f"the first_frame of a continuation clip must be at least 1, got {clip.first_frame}")

@@ -60,6 +60,8 @@ class StreamDecoder:
         self._engine = replace(engine, on_timing=self._note_stage)
         self._next_frame: int | None = None  # number of the next frame to show; None before the first packet
         self._last: Uint8 | None = None  # the frame shown last
+        self._size: tuple[int, int] | None = None  # (height, width) of the frames
+        self._ready: list[Uint8] = []  # shown, but not yet returned
         self._last_tick: int | None = None
         self._tiles: list[Packet] = []  # of a clip that is not complete yet
         self._begun = 0.0  # when the first of them came
@@ -81,15 +83,16 @@ class StreamDecoder:
         read-only.
 
         Raises PacketError for a packet that is damaged, of another model or frame size, over the limits, or comes twice
-        or too late, and for a gap where `conceal` is "raise". The stream then stands as before the call.
+        or too late, and for a gap where `conceal` is "raise". The stream then stands as before the call. Where decoding
+        itself fails (BackendError), frames before it come with the next call, and the packet may be pushed again; if it
+        is not, it counts as lost.
         """
         self._check_open()
         check_packet(packet, self._engine.manifest, self._engine.limits)
-        if self._last is not None and packet.whole_size != self._last.shape[:2]:
-            height, width = packet.whole_size
+        if self._size is not None and packet.whole_size != self._size:
+            (height, width), (old_height, old_width) = packet.whole_size, self._size
             raise PacketError(
-                f"a stream's frames have one size; got a packet of {width}x{height} after "
-                f"{self._last.shape[1]}x{self._last.shape[0]}"
+                f"a stream's frames have one size; got a packet of {width}x{height} after {old_width}x{old_height}"
             )
         follows = bool(self._tiles) and same_clip(self._tiles[-1], packet)
         shown = self._next_frame if self._next_frame is not None else packet.first_frame
@@ -99,21 +102,25 @@ class StreamDecoder:
             raise PacketError(
                 f"the packet from frame {packet.first_frame} on is late or comes twice: next is frame {due}"
             )
-        whole = check_tiles([*(self._tiles if follows else ()), packet])
+        ends = ends_clip(packet)
+        # Before the last of them with the one before only: many tiles would else be gone through as many times.
+        whole = check_tiles([*(self._tiles[0 if ends else -1 :] if follows else ()), packet])
         if not follows:
             self._check_loss(packet, missing)
-        if ends_clip(packet) and not whole and self._conceal == "raise":
+        if ends and not whole and self._conceal == "raise":
             raise PacketError(f"a tile of the clip from frame {packet.first_frame} on did not come")
-        outputs: list[Uint8] = []
         if self._tiles and not follows:
-            outputs += self.flush()
+            self._end_clip()
+        self._size = packet.whole_size
         if missing:
-            outputs += self._hold(missing, "lost", packet)
+            self._hold(missing, "lost", packet)
         if not self._tiles:
             self._begun = time.perf_counter()
         self._next_frame = packet.first_frame
         self._tiles.append(packet)
-        return outputs + (self.flush() if ends_clip(packet) else [])
+        if ends:
+            self._end_clip()
+        return self._taken()
 
     def lost(
         self,
@@ -138,25 +145,39 @@ class StreamDecoder:
             if first_frame is None or frame_size is None:
                 raise PacketError("nothing was shown yet: push the first packet, or give first_frame and frame_size")
             self._next_frame = check_integer("first_frame", first_frame, 0, FRAME_NUMBERS - count)
-            self._last = np.full((*frame_size, 3), GREY, np.uint8)
-        return self.flush() + self._hold(count, "lost", None, timestamps)
+            self._size = frame_size
+        self._end_clip()
+        self._hold(count, "lost", None, timestamps)
+        return self._taken()
 
     def flush(self) -> list[Uint8]:
         """The frames held back: those of a clip whose last tiles did not come, the last frame in the place of these."""
         self._check_open()
+        self._end_clip()
+        return self._taken()
+
+    def _taken(self) -> list[Uint8]:
+        """What is ready; where an error came between, it was kept for the next call."""
+        outputs, self._ready = self._ready, []
+        return outputs
+
+    def _end_clip(self) -> None:
+        """Decode or conceal the clip whose tiles wait, if any."""
         if not self._tiles:
-            return []
-        clip, self._tiles = self._tiles, []
+            return
+        clip = self._tiles
         complete = check_tiles(clip)
         concealed = "" if complete else "tiles lost"
         if not clip[0].is_key and self._broken:
             if self._conceal != "continue" or self._last is None:
-                return self._hold(clip[0].frames, "after a loss", clip[0])
+                self._tiles = []
+                self._hold(clip[0].frames, "after a loss", clip[0])
+                return
             concealed = "after a loss"
+        self._tiles = []  # where decoding fails, they are lost, and the packet may be pushed again
         frames, report = self._decode(clip)
         self._broken = not complete or (self._broken and not clip[0].is_key)
         self._show(frames, replace(report, concealed=concealed))
-        return [frames]
 
     def _decode(self, clip: list[Packet]) -> tuple[Uint8, StreamReport]:
         """The frames of one clip, with as many steps and latents as the deadline allows."""
@@ -167,8 +188,9 @@ class StreamDecoder:
         thin = [packet.thin(tokens) for packet in clip]
         (frames,) = decode_whole(self._engine, [thin], [self._last], num_steps=steps, seed=self._seed)
         now = time.perf_counter()
-        in_steps = self._stages.get("velocity", 0.0)
-        late = self._pace.record(fixed_s=now - start - in_steps, steps_s=in_steps, steps=steps)
+        measured = "velocity" in self._stages  # one step in one graph cannot be told from the rest
+        in_steps = self._stages["velocity"] if measured else min(self._pace.step_s, now - start)
+        late = self._pace.record(fixed_s=now - start - in_steps, steps_s=in_steps, steps=steps if measured else 0)
         return frames, StreamReport(
             first_frame=clip[0].first_frame,
             frames=len(frames),
@@ -182,18 +204,15 @@ class StreamDecoder:
             reduced=steps < self._num_steps or tokens < asked,
         )
 
-    def _hold(
-        self, count: int, why: str, after: Packet | None, ticks: npt.NDArray[np.int64] | None = None
-    ) -> list[Uint8]:
-        """The last frame, `count` times, without taking memory for each; grey where nothing was shown yet.
+    def _hold(self, count: int, why: str, after: Packet | None, ticks: npt.NDArray[np.int64] | None = None) -> None:
+        """Show the last frame, `count` times, without taking memory for each; grey where nothing was shown yet.
 
         after: the packet that the held frames stand before, or in the place of, for their times, if not given as
         `ticks`.
         """
+        assert self._next_frame is not None and self._size is not None
         if self._last is None:
-            assert after is not None
-            self._last = np.full((*after.whole_size, 3), GREY, np.uint8)
-        assert self._next_frame is not None
+            self._last = np.full((*self._size, 3), GREY, np.uint8)
         self._broken = True
         if after is not None and after.timestamps is not None:
             ticks = after.timestamps
@@ -202,11 +221,11 @@ class StreamDecoder:
                 ticks = start + np.arange(1, count + 1) * (int(ticks[0]) - start) // (count + 1)
         frames = np.broadcast_to(self._last, (count, *self._last.shape))
         self._show(frames, StreamReport(first_frame=self._next_frame, frames=count, timestamps=ticks, concealed=why))
-        return [frames]
 
     def _show(self, frames: Uint8, report: StreamReport) -> None:
         self._next_frame = report.first_frame + report.frames
         self._last = frames[-1].copy()
+        self._ready.append(frames)
         if report.timestamps is not None:
             self._last_tick = int(report.timestamps[-1])
         if self._on_report is not None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onedva_runtime.clip_coding import Engine
 from onedva_runtime.clipper import Clip, Clipper
+from onedva_runtime.errors import BackendError
 from onedva_runtime.pace import Pace
 from onedva_runtime.packet import Packet
 from onedva_runtime.prepare import (
@@ -29,6 +30,8 @@ from onedva_runtime.stream_report import StreamReport
 from onedva_runtime.whole_frames import encode_whole
 
 __all__ = ["StreamEncoder"]
+
+MOST_WAITING = 32  # clips that could not be coded: memory stays bounded where a caller pushes on regardless
 
 
 class StreamEncoder:
@@ -64,6 +67,7 @@ class StreamEncoder:
         self._batch_size, self._waiting = check_integer("batch_size", batch_size, 1, 2**16), list[Clip]()
         self._pace, self._on_report = Pace(check_deadline(deadline_ms)), on_report
         self._closed = False
+        self._ready: list[Packet] = []  # coded, but not yet returned
         self._last_tick: int | None = None
         self._arrivals: deque[tuple[int, float]] = deque()  # for reports: number of a push's first frame, when it came
 
@@ -72,7 +76,9 @@ class StreamEncoder:
 
         timestamps: presentation times (T,) int64 in ticks of the stream's time_base, rising over all pushes; with every
         push or with none. The packets of one clip, several where the frame is large, come together. Raises TypeError or
-        ValueError for other arrays, and for frames of another size than the stream's.
+        ValueError for other arrays, and for frames of another size than the stream's. Where coding itself fails
+        (BackendError), the frames have been taken, and the next call tries again; after MOST_WAITING such clips it
+        takes no more.
         """
         self._check_open()
         frames = check_frames(frames)
@@ -81,20 +87,27 @@ class StreamEncoder:
             raise ValueError(
                 "time stamps come with every push of a stream that was opened with a time_base, or with none"
             )
-        if ticks is not None:
-            if self._last_tick is not None and ticks[0] <= self._last_tick:
-                raise ValueError(f"timestamps must rise from frame to frame, got {ticks[0]} after {self._last_tick}")
-            self._last_tick = int(ticks[-1])
+        if ticks is not None and self._last_tick is not None and ticks[0] <= self._last_tick:
+            raise ValueError(f"timestamps must rise from frame to frame, got {ticks[0]} after {self._last_tick}")
+        if len(self._waiting) >= self._batch_size + MOST_WAITING:
+            waiting = len(self._waiting)
+            raise BackendError(
+                f"coding failed, {waiting} clips wait, and these frames were not taken: flush() tries again"
+            )
+        first, now = self._clipper.next_frame, time.perf_counter()
+        self._waiting += self._clipper.push(frames, ticks)  # may refuse them: then the stream is as it was
+        self._last_tick = None if ticks is None else int(ticks[-1])
         if self._on_report is not None:
-            self._arrivals.append((self._clipper.next_frame, time.perf_counter()))
-        self._waiting += self._clipper.push(frames, ticks)
-        return self._encode(least=self._batch_size, waited=1)
+            self._arrivals.append((first, now))
+        self._encode(least=self._batch_size, waited=1)
+        return self._taken()
 
     def flush(self) -> list[Packet]:
         """Encode the frames of the clip that is not full, if any; more frames may be pushed after."""
         self._check_open()
         self._waiting += self._clipper.flush()
-        return self._encode(least=1, waited=0)
+        self._encode(least=1, waited=0)
+        return self._taken()
 
     def request_key(self) -> None:
         """Let the next frame that is pushed begin a key clip, for a decoder that lost a packet. What is held of the
@@ -108,16 +121,21 @@ class StreamEncoder:
         """
         self._budget = parse_tokens(tokens)
 
-    def _encode(self, *, least: int, waited: int) -> list[Packet]:
-        """Encode complete clips, as long as there are `least`. waited: frames beyond its own that had to come before a
-        clip that is not full could end."""
-        packets: list[Packet] = []
-        while len(self._waiting) >= least:
-            clips, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-            packets += self._encode_batch(clips, waited)
+    def _taken(self) -> list[Packet]:
+        """What is ready; where an error came between, it was kept for the next call."""
+        packets, self._ready = self._ready, []
         return packets
 
-    def _encode_batch(self, clips: list[Clip], waited: int) -> list[Packet]:
+    def _encode(self, *, least: int, waited: int) -> None:
+        """Encode complete clips, as long as there are `least`. waited: frames beyond its own that had to come before a
+        clip that is not full could end.
+
+        Where a clip cannot be coded, it stays here for the next call.
+        """
+        while len(self._waiting) >= least:
+            self._encode_batch(self._waiting[: self._batch_size], waited)
+
+    def _encode_batch(self, clips: list[Clip], waited: int) -> None:
         wanted = min(self._limit, self._budget) if isinstance(self._budget, int) else self._limit
         limit = self._pace.tokens(wanted)
         start = time.perf_counter()
@@ -132,6 +150,8 @@ class StreamEncoder:
             batch_size=self._batch_size,
         )
         now = time.perf_counter()
+        self._waiting = self._waiting[len(clips) :]
+        self._ready += [packet for packets in coded for packet in packets]
         seconds = (now - start) / len(clips)
         late = self._pace.record(fixed_s=seconds)
         for clip, packets in zip(clips, coded, strict=True):
@@ -153,7 +173,6 @@ class StreamEncoder:
                     reduced=limit < wanted and any(packet.tokens > limit - multiple for packet in packets),
                 )
             )
-        return [packet for packets in coded for packet in packets]
 
     def _arrival(self, frame: int) -> float:
         """When the frame was pushed; what came before it is forgotten."""
@@ -174,6 +193,7 @@ class StreamEncoder:
         """Warn where frames were pushed and never encoded: nothing is dropped silently."""
         self._closed = True
         held = self._clipper.held + sum(len(clip.frames) for clip in self._waiting)
+        held += sum(packet.frames for packet in self._ready if packet.corner == (0, 0))
         if kind is None and held:
             warnings.warn(
                 f"{held} pushed frames were not encoded: call flush() at the end",

@@ -41,16 +41,21 @@ def open_container(source: Nameless, path: str, limits: Limits, *, audio: bool =
             buffer_size=1 << 18,  # fewer trips from FFmpeg into Python
             io_open=_refuse_to_open,
         )
-        source.check()
-        return container
-    except ArgumentError as error:  # what the white list answers
-        source.check()
-        raise VideoError(f"{path}: this format is not read as video (allowed: {_READS})") from error
     except (FFmpegError, ValueError, OSError) as error:
         source.check()
         if isinstance(error, MemoryError):  # av's own kind is both: no fault of the file
             raise
+        if source.problem is not None:
+            raise VideoError(f"{path}: cannot be read ({reason(source.problem)})") from source.problem
+        if isinstance(error, ArgumentError):  # what the white list answers
+            raise VideoError(f"{path}: this format is not read as video (allowed: {_READS})") from error
         raise VideoError(f"{path}: not a video, or damaged (FFmpeg says: {reason(error)})") from error
+    try:
+        source.check()
+    except BaseException:
+        container.close()
+        raise
+    return container
 
 
 def video_stream(container: InputContainer, path: str) -> VideoStream:
@@ -99,8 +104,9 @@ class Nameless:
         self._file = file
         # Of a pipe what is there, without waiting for all that is asked: frames must not wait for those after them.
         self._read = getattr(file, "read1", file.read)
-        self._stopped: BaseException | None = None
         self._count = 0
+        self.problem: BaseException | None = None
+        """What ended reading before the end, if anything did."""
 
     @property
     def size(self) -> int:
@@ -111,17 +117,17 @@ class Nameless:
         """Up to `size` bytes. What goes wrong, an interrupt above all, would be lost in FFmpeg, which then asks again:
         it is told of an end, and `check` raises."""
         try:
-            data = b"" if self._stopped is not None else self._read(size) or b""
+            data = b"" if self.problem is not None else self._read(size) or b""
         except BaseException as error:
-            self._stopped = error
+            self.problem = error
             return b""
         self._count += len(data)
         return data
 
     def check(self) -> None:
-        """Raise what ended reading, if anything did."""
-        if self._stopped is not None:
-            raise self._stopped
+        """Raise what ended reading, unless it was the system, which a file that is damaged looks like."""
+        if self.problem is not None and not isinstance(self.problem, OSError):
+            raise self.problem
 
 
 class _NamelessFile(Nameless):

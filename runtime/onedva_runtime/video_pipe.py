@@ -152,6 +152,9 @@ class PipeWriter:
             raise ValueError(f"a pipe carries one of {', '.join(PIPE_FORMATS)}; got {kind!r}")
         self._file, self._kind, self._shape = file, kind, (height, width, 3)
         rate = Fraction(fps).limit_denominator(1_000_000)
+        if width < 1 or height < 1 or rate <= 0 or (time_base is not None and time_base <= 0):
+            got = f"{width}, {height}, {fps}, {time_base}"
+            raise ValueError(f"width, height, fps and time_base must be positive, got {got}")
         self._source_base = time_base or 1 / rate
         self._time_base = {"nut": self._source_base, "mp4": MP4_CLOCK}.get(kind, 1 / rate)
         self._count = 0
@@ -179,7 +182,7 @@ class PipeWriter:
                 context.color_range = LIMITED
             context.open()
             self._stream = stream
-        except (FFmpegError, ValueError, LookupError) as error:
+        except (FFmpegError, ValueError, LookupError, OverflowError) as error:  # rates beyond what FFmpeg counts in
             raise VideoError(f"the pipe: cannot write {kind} ({reason(error)})") from error
 
     def write(self, frames: NDArray[np.uint8], timestamps: NDArray[np.int64] | None = None) -> None:
@@ -201,7 +204,7 @@ class PipeWriter:
                 frame.time_base = self._time_base
                 self._count += 1
                 self._container.mux(self._stream.encode(frame))
-        except (FFmpegError, OSError) as error:
+        except (FFmpegError, OSError, OverflowError) as error:  # time stamps beyond it
             raise VideoError(f"the pipe: writing failed ({reason(error)})") from error
 
     def _tick(self, timestamp: int | None) -> int:

@@ -190,6 +190,7 @@ class VideoReader:
 
     def _end(self) -> None:
         self._source.check()
+        self._errors += self._source.problem is not None
         if not hasattr(self, "info"):
             return
         rest = 0

@@ -129,10 +129,14 @@ class SandboxedReader:
             timestamps = np.frombuffer(self._take(8 * count), np.int64)
             yield np.frombuffer(self._take(length - 8 * count), np.uint8).reshape(count, *shape), timestamps
 
-    def close(self) -> None:
-        """End the process; safe to call twice."""
+    def stop(self) -> None:
+        """End the process, from any thread: whoever waits for its frames gets a SandboxError at once."""
         with suppress(ProcessLookupError):
             self._process.kill()
+
+    def close(self) -> None:
+        """End the process; safe to call twice."""
+        self.stop()
         self._process.wait()
         cast(BinaryIO, self._process.stdout).close()
 

@@ -118,7 +118,7 @@ class VideoWriter:
             self._stream = self._add_stream(codec or encoder, crf, uneven=time_base is not None)
             if audio is not None:
                 self._audio = AudioCopy(os.fspath(audio), self._container, self._path)
-        except (FFmpegError, ValueError, LookupError) as error:
+        except (FFmpegError, ValueError, LookupError, OverflowError) as error:  # rates beyond what FFmpeg counts in
             self.abort()
             what = f"{codec or encoder} in {extension}"
             raise VideoError(f"{self._path}: cannot write {what} ({reason(error)})") from error
@@ -159,7 +159,7 @@ class VideoWriter:
             for picture, tick in zip(frames, ticks, strict=True):
                 self._encode(self._yuv(picture, tick))
                 self._last, self._count = tick, self._count + 1
-        except (FFmpegError, OSError) as error:
+        except (FFmpegError, OSError, OverflowError) as error:  # time stamps beyond it
             raise VideoError(f"{self._path}: writing failed ({reason(error)})") from error
 
     def _ticks(self, count: int, timestamps: NDArray[np.int64] | None) -> list[int]:
@@ -197,7 +197,7 @@ class VideoWriter:
             if self._audio is not None:
                 self._audio.copy()
             self._container.close()
-        except (FFmpegError, OSError) as error:
+        except (FFmpegError, OSError, OverflowError) as error:
             self.abort()
             raise VideoError(f"{self._path}: writing failed ({reason(error)})") from error
         except BaseException:

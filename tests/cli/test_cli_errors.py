@@ -223,3 +223,46 @@ def test_an_interrupt_leaves_nothing_half_written(
     assert process.returncode == code, stderr
     assert stdout == "" and "Traceback" not in stderr
     assert list(out.iterdir()) == []
+
+
+STALLED = """
+import json, sys
+from onedva.cli import main
+from onedva_runtime import video_sandbox
+
+info = {
+    "width": 64, "height": 48, "frames": None, "fps": "25", "time_base": "1/25", "duration_s": None, "codec": "x",
+    "colour": {"matrix": "rgb", "full_range": True, "primaries": "x", "transfer": "x", "guessed": False},
+    "pixel_format": "x", "rotation": 0, "mirrored": False, "has_audio": False, "truncated": False,
+}
+text = json.dumps(info).encode()
+said = video_sandbox.HEAD.pack(b"I", len(text)) + text
+work = "import sys, time; sys.stdout.buffer.write(%r); sys.stdout.flush(); time.sleep(300)" % said
+video_sandbox.WORKER = ("-c", work)
+main()
+"""
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_does_not_wait_for_a_sandbox_that_hangs(video: Path, fake_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["encode", "-m", str(fake_bundle), "--backend", "onnxruntime", "--sandbox", str(video)]
+    with subprocess.Popen(
+        [sys.executable, "-c", STALLED, *arguments, str(tmp_path / "a.odva")],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    ) as process:
+        wait_for(tmp_path)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130 and time.monotonic() - begun < 20  # not the minute that a sandbox may stall
+        assert process.stderr is not None and process.stderr.read().splitlines()[-1] == b"onedva: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def wait_for(folder: Path) -> None:
+    """Until something, a temporary file for now, is in the folder: then work has begun."""
+    for _ in range(300):
+        if any(folder.iterdir()):
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never began")

@@ -218,6 +218,9 @@ def test_a_pipe_that_is_cut_off_is_told_of(fake_bundle: Path, tmp_path: Path, ki
 def test_a_broken_or_empty_pipe_is_one_clear_line(onedva: Onedva) -> None:
     damaged = onedva("decode", "-", "-", data=b"\x89ODVA no")
     assert damaged.returncode == 2 and damaged.stdout == b"" and damaged.stderr.count(b"\n") == 1
+    assert damaged.stderr.startswith(b"onedva: the pipe: ")
+    nothing = onedva("decode", "-", "-", data=b"")
+    assert nothing.returncode == 2 and b"onedva: the pipe: not an .odva file (there is nothing in it)" in nothing.stderr
     nothing = onedva("encode", "-", "-", data=b"")
     assert nothing.returncode == 2 and nothing.stdout == b"" and b"onedva: the pipe: not a video" in nothing.stderr
     for data, message in ((b"", b"no bytes in it"), (bytes(700), b"700 bytes in it, where a frame of 50x33 has 4950")):

@@ -261,3 +261,28 @@ def test_a_cache_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr("os.geteuid", lambda: top.stat().st_uid + 12345)
     with pytest.raises(BackendError, match="belongs to another user"):
         private_folder("kind", "name")
+
+
+def test_optimised_graphs_that_cannot_be_read_or_written_cost_time_only(
+    make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a power cut or on a full disk the model still opens, from its own graphs."""
+    from onedva_runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from onedva_runtime.codec import VideoCodec
+
+    monkeypatch.setenv("ONEDVA_CACHE", str(tmp_path / "cache"))
+    folder, kept = make_bundle(), tmp_path / "cache" / "onnxruntime"
+
+    def passes() -> bool:
+        codec = VideoCodec.from_pretrained(folder, backend="onnxruntime", threads=1)
+        return all(case["passed"] for case in codec.selftest())
+
+    assert passes()
+    whole = {path: path.read_bytes() for path in kept.iterdir()}
+    for path, data in whole.items():
+        path.write_bytes(data[: len(data) // 2])
+    assert passes() and caplog.text.count("is not readable, making it again") == 3
+    assert {path: path.read_bytes() for path in kept.iterdir()} == whole
+    nowhere = tmp_path / "cache" / "gone" / "graph.onnx"
+    monkeypatch.setattr(OnnxRuntimeBackend, "_optimised_path", staticmethod(lambda *_: nowhere))
+    assert passes() and not nowhere.parent.exists()

@@ -10,7 +10,7 @@ import pytest
 from onedva_runtime import VideoCodec, backends
 from onedva_runtime.backends import choose, open_backend
 from onedva_runtime.backends.choose import Measured
-from onedva_runtime.errors import BackendError
+from onedva_runtime.errors import BackendError, BundleError
 
 
 @pytest.fixture
@@ -92,3 +92,28 @@ def test_a_single_candidate_is_not_measured(fake_bundle: Path, cache: Path, monk
     assert info["backend"] == "onnxruntime" and info["backends_measured"] == []
     assert "the only usable backend; golden test passed" in info["backend_reason"]
     assert not cache.exists()
+
+
+def test_a_graph_that_one_backend_refuses_leaves_the_others(
+    fake_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(name: str, *arguments, **options):
+        if name == "openvino":
+            raise BundleError("OpenVINO refuses encoder.onnx")
+        return open_backend(name, *arguments, **options)
+
+    monkeypatch.setattr(choose, "open_backend", refuses)
+    info = VideoCodec.from_pretrained(fake_bundle, threads=1).info()
+    assert info["backend"] == "onnxruntime"
+    assert "OpenVINO refuses encoder.onnx" in {entry["problem"] for entry in info["backends_measured"]}
+
+
+def test_a_choice_that_cannot_be_kept_costs_time_only(
+    fake_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(choose, "AtomicFile", full)
+    VideoCodec.from_pretrained(fake_bundle, threads=1)
+    assert "cannot be kept, so it will be measured again: [Errno 28] No space left" in caplog.text

@@ -14,6 +14,8 @@ from onedva_runtime.container import open_packets
 from onedva_runtime.container_index import clips_of
 from onedva_runtime.container_layout import Entry
 from onedva_runtime.container_losses import Lost, with_losses
+from onedva_runtime.container_records import Records
+from onedva_runtime.errors import OverLimit
 from onedva_runtime.packet import Packet
 
 TICKS = np.cumsum(np.random.default_rng(0).integers(1, 90, 25))
@@ -124,3 +126,20 @@ def test_an_index_that_claims_too_much_is_not_believed(data: bytes) -> None:
         bad = list(good)
         bad[index] = bad[index]._replace(**change)
         assert clips_of(bad) is None, change
+
+
+def test_a_hole_is_bounded_by_the_readers_limits() -> None:
+    far = as_bytes([clip(0), replace(clip(0), first_frame=(1 << 32) - 16)])
+    for file in (far, hurt(as_bytes([clip(0), clip(5), replace(clip(0), first_frame=10**7)]), 1, index=False)):
+        with pytest.raises(OverLimit, match=r"frames are missing from frame 5 on; allowed: 1000000 \(Limits\.max_fr"):
+            told(io.BytesIO(file))
+
+
+def test_an_index_that_is_not_there_is_not_looked_for_at_every_packet(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    footer = Records.footer
+    monkeypatch.setattr(Records, "footer", lambda self: (asked.append(1), footer(self))[1])
+    assert told(io.BytesIO(hurt(data, 0, index=False)))[1:] == [5, 10, 15, 20]
+    assert len(asked) <= 3  # before the first packet, for its hole, and at the end

@@ -15,7 +15,7 @@ from onedva_runtime.container_packet import encode_packet
 from onedva_runtime.container_records import Records
 from onedva_runtime.container_source import Source
 from onedva_runtime.entropy_tables import TABLES
-from onedva_runtime.errors import OverLimit, Truncated
+from onedva_runtime.errors import Corrupt, OverLimit, Truncated
 from onedva_runtime.limits import Limits
 
 
@@ -193,3 +193,30 @@ def test_reading_takes_the_memory_of_a_few_packets() -> None:
         assert sum(1 for _ in reader.coded()) == 6000
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
         tracemalloc.stop()
+
+
+def test_gaps_are_bounded_and_close_in_any_order(video: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    junk = layout.record(layout.PACKET, b"no sections")
+    data = video[: places(video, layout.PACKET)[1]] + 50 * junk
+    assert len(read(io.BytesIO(data))[1]) == 50 + 1  # and that the file has no end
+    monkeypatch.setattr("onedva_runtime.container_read.MOST_GAPS", 20)
+    with pytest.raises(Corrupt, match="more than 20 places"):
+        read(io.BytesIO(data))
+
+
+def test_a_gap_closes_although_another_came_after_it(video: bytes) -> None:
+    """Cut in its last clip, read from the start again with another clip damaged meanwhile, then grown."""
+    packets = places(video, layout.PACKET)
+    file = io.BytesIO(video[: packets[4] + 20])
+    with open_packets(file, on_error="skip") as reader:
+        assert [packet.first_frame for packet in reader] == [0, 5, 9, 12]
+        content = flipped(video, packets[1] + 30)
+        file.seek(0)
+        file.write(content[: packets[4] + 20])
+        reader.seek(frame=0)
+        assert [packet.first_frame for packet in reader] == [0, 12]
+        file.seek(0)
+        file.write(content)
+        file.seek(packets[4] + 20)
+        assert [packet.first_frame for packet in reader] == [17]
+        assert [(gap.offset, gap.first_frame) for gap in reader.gaps] == [(packets[1], 5)]

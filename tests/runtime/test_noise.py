@@ -1,8 +1,11 @@
 """The noise is the one that its definition names, and C++ and NumPy give the same bits."""
 
 import hashlib
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,3 +140,29 @@ def test_the_gil_is_released():
         time.sleep(0.001)
         ticks += 1
     assert ticks >= 5
+
+
+CROWDED = """
+import resource
+import numpy as np
+from onedva_runtime.noise import gaussian, reference_gaussian
+from onedva_runtime.sampler import pack_frames, reference_pack
+
+box = {"first_frame": 3, "frames": 4, "height": 50, "width": 16}
+expected = reference_gaussian(7, **box)
+gaussian(7, **box, threads=2)
+pages = int(open("/proc/self/statm").read().split()[0])
+room = pages * resource.getpagesize() + (48 << 20)  # for a few stacks of 8 MiB, not for 200
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+assert np.array_equal(gaussian(7, **box, threads=200), expected)
+video = expected[None]
+assert np.array_equal(pack_frames(video, threads=200), reference_pack(video))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.skipif(not noise.is_native(), reason="threads are those of C++")
+def test_fewer_threads_than_asked_for_do_the_work_too() -> None:
+    """Containers bound threads: what cannot be handed to one is done by the caller."""
+    done = subprocess.run([sys.executable, "-c", CROWDED], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,8 +1,10 @@
 """The OpenVINO backend: the numbers of ONNX Runtime at fp32, within their bars at coarser dtypes, from many threads."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,3 +199,31 @@ def test_int8_changes_the_linear_layers_only(shipped_bundle: Path) -> None:
         # a layer that training has not reached is all zeros
         assert all(set(np.abs(data).max(axis=1).tolist()) <= {0, 127} for data in eight_bit)
         assert any(width in data.shape for data in eight_bit)
+
+
+@pytest.mark.timeout(60)
+def test_a_shape_that_is_there_does_not_wait_for_one_that_is_compiled(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And two that want the same new shape compile it once."""
+    codec, frames = opened(fake_bundle), make_clip(5, 32, 48)
+    packet = codec.encode_clip(frames, tokens=16)
+    compiling, go_on, made = threading.Event(), threading.Event(), []
+    make = OpenVinoBackend._make
+
+    def slow(self: OpenVinoBackend, graph: str, *rest: Any) -> Any:
+        made.append(graph)
+        compiling.set()
+        assert go_on.wait(30)
+        return make(self, graph, *rest)
+
+    monkeypatch.setattr(OpenVinoBackend, "_make", slow)
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(codec.encode_clip, make_clip(5, 48, 48), tokens=16) for _ in range(2)]
+        try:
+            assert compiling.wait(30)
+            np.testing.assert_array_equal(codec.encode_clip(frames, tokens=16).structural, packet.structural)
+        finally:
+            go_on.set()
+        assert len({other.result().structural.tobytes() for other in others}) == 1
+    assert made == ["encoder"]

@@ -148,3 +148,14 @@ def test_a_stage_that_waits_for_ever_keeps_nobody() -> None:
     for thread in threading.enumerate():
         if thread.name == "onedva silent":
             thread.join()
+
+
+@pytest.mark.timeout(30)
+def test_a_source_that_cannot_even_begin_is_an_error_too() -> None:
+    class Broken:
+        def __iter__(self) -> Iterator[int]:
+            raise OSError("no camera")
+
+    with pytest.raises(OSError, match="no camera"), Pipeline() as pipeline:
+        list(pipeline.stage("read", Broken()))
+    assert threads() == []

@@ -1,7 +1,10 @@
 """Writing videos: exact sizes, rates and time stamps, whole files or none."""
 
+import io
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from onedva_runtime.clips import make_clip
 from onedva_runtime.errors import VideoError
 from onedva_runtime.metrics import psnr
 from onedva_runtime.video_io import VideoWriter, probe, read_video
+from onedva_runtime.video_pipe import PipeWriter
 
 TICKS = np.array([100, 140, 300, 301, 302, 330, 1000], np.int64)
 
@@ -115,3 +119,39 @@ def test_wrong_frames_say_what_is_allowed(tmp_path: Path) -> None:
     for options in ({"width": 0}, {"height": -1}, {"fps": 0}, {"time_base": Fraction(0)}, {"crf": 64}):
         with pytest.raises(ValueError, match="must be"):
             VideoWriter(tmp_path / "b.mp4", **({"width": 32, "height": 32, "fps": 25} | options))  # type: ignore[arg-type]
+
+
+HUGE = Fraction(10**19)
+
+
+@pytest.mark.parametrize(
+    ("fps", "time_base", "ticks"),
+    [
+        (HUGE, None, None),
+        (Fraction(25), 1 / HUGE, None),
+        (Fraction(25), HUGE, None),
+        (Fraction(25), Fraction(1, 25), [-(2**63), 0, 2**63 - 1]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", "y4m", "nut"])
+def test_numbers_that_ffmpeg_cannot_count_in_are_errors_of_ours(
+    tmp_path: Path, fps: Fraction, time_base: Fraction | None, ticks: list[int] | None, suffix: str
+) -> None:
+    """They come out of `.odva` files, whose rationals have up to 20 digits."""
+    frames, times = make_clip(3, 32, 48), None if ticks is None else np.array(ticks, np.int64)
+    options: dict[str, Any] = {"width": 48, "height": 32, "fps": fps, "time_base": time_base}
+    fine = (suffix == "y4m" and fps == 25) or (suffix == "nut" and ticks is not None)  # no times, or any
+    refusal = nullcontext() if fine else pytest.raises(VideoError, match=r"cannot write|writing failed")
+    with refusal:
+        if suffix.startswith("."):
+            with VideoWriter(tmp_path / f"a{suffix}", **options) as writer:
+                writer.write(frames, times)
+        else:
+            with PipeWriter(io.BytesIO(), **options, kind=suffix) as pipe:
+                pipe.write(frames, times)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_of_nothing_is_refused_by_a_pipe() -> None:
+    with pytest.raises(ValueError, match="must be positive, got 48, 32, 1/10000000000000000000, None"):
+        PipeWriter(io.BytesIO(), width=48, height=32, fps=1 / HUGE)

@@ -28,7 +28,7 @@ from onedva_runtime.backends import (
     open_backend,
     usable_cores,
 )
-from onedva_runtime.errors import BackendError
+from onedva_runtime.errors import BackendError, BundleError
 from onedva_runtime.files import AtomicFile
 from onedva_runtime.placement import PATCH_SIZE
 from onedva_runtime.prepare import clip_frames_for
@@ -204,7 +204,7 @@ def _measure(
         try:
             backend = opener(pair)
             case = _golden(bundle, backend)
-        except BackendError as error:
+        except (BackendError, BundleError) as error:  # what one backend refuses, another may run
             results.append(Measured(*pair, passed=False, psnr_db=0.0, seconds=0.0, problem=str(error)))
             continue
         result = Measured(*pair, passed=case["passed"], psnr_db=round(case["psnr_db"], 1), seconds=0.0)
@@ -266,6 +266,9 @@ def _read(path: Path) -> list[Measured] | None:
 
 
 def _write(path: Path, measured: list[Measured]) -> None:
-    with AtomicFile(os.fspath(path), overwrite=True, error=BackendError) as whole:
-        whole.file.write(json.dumps([asdict(entry) for entry in measured], indent=2).encode())
-        whole.commit()
+    try:
+        with AtomicFile(os.fspath(path), overwrite=True, error=BackendError) as whole:
+            whole.file.write(json.dumps([asdict(entry) for entry in measured], indent=2).encode())
+            whole.commit()
+    except (OSError, BackendError) as error:
+        logger.warning("the choice cannot be kept, so it will be measured again: %s", error)

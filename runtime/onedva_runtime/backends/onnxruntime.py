@@ -3,11 +3,12 @@ large, and a copy per step through NumPy would cost more than the update."""
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntimeBackend"]
 
+logger = logging.getLogger("onedva")
 PROVIDER = "CPUExecutionProvider"
 
 
@@ -70,38 +72,11 @@ class OnnxRuntimeBackend:
 
     def _open(self, bundle: Bundle, graph: str) -> tuple[Any, list[str]]:
         """A session and its output names."""
-        ort = load_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = (
-            4  # fatal only: what it refuses it also raises, and nothing else is for a user's terminal
-        )
-        # Idle threads that spin take the cores from the caller's other work, such as the video decoder, and from other
-        # calls.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # The arena is worth a quarter of a step's time: without it every large tensor is mapped and faulted in anew.
-        # Memory patterns on top keep a block per shape for good, and shapes vary from call to call.
-        options.enable_cpu_mem_arena = True
-        options.enable_mem_pattern = False
         path = bundle.graph_path(graph)
-        optimised = self._optimised_path(bundle, graph, ort.__version__)
-        temporary = None
-        if optimised is not None and optimised.exists():
-            path_opened = optimised
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        else:
-            path_opened = path
-            if optimised is not None:
-                temporary = optimised.with_suffix(f".{secrets.token_hex(4)}.tmp")
-                options.optimized_model_filepath = os.fspath(temporary)
+        session = self._optimised_session(bundle, graph)
         try:
-            session = ort.InferenceSession(os.fspath(path_opened), sess_options=options, providers=[PROVIDER])
-            if temporary is not None and optimised is not None:
-                temporary.replace(optimised)
+            session = session or self._session(path, self._options())
         except Exception as error:  # its exceptions share no base but Exception
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
             raise BundleError(f"ONNX Runtime refuses {path.name}: {_first_line(error)}") from error
         if session.get_providers() != [PROVIDER]:
             raise BackendError(f"ONNX Runtime opened {path.name} on {session.get_providers()}, asked for {PROVIDER}")
@@ -114,6 +89,54 @@ class OnnxRuntimeBackend:
             if got != wanted:
                 raise BundleError(f"{path.name} has the {kind} {sorted(got)}, the manifest says {sorted(wanted)}")
         return session, [value.name for value in session.get_outputs()]
+
+    def _options(self) -> Any:
+        options = load_onnxruntime().SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = (
+            4  # fatal only: what it refuses it also raises, and nothing else is for a user's terminal
+        )
+        # Idle threads that spin take the cores from the caller's other work, such as the video decoder, and from other
+        # calls.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # The arena is worth a quarter of a step's time: without it every large tensor is mapped and faulted in anew.
+        # Memory patterns on top keep a block per shape for good, and shapes vary from call to call.
+        options.enable_cpu_mem_arena = True
+        options.enable_mem_pattern = False
+        return options
+
+    @staticmethod
+    def _session(path: Path, options: Any) -> Any:
+        return load_onnxruntime().InferenceSession(os.fspath(path), sess_options=options, providers=[PROVIDER])
+
+    def _optimised_session(self, bundle: Bundle, graph: str) -> Any:
+        """The graph from its optimised form in the cache, which is made where it is missing; None where that cannot be
+        read or written: it only saves time."""
+        ort = load_onnxruntime()
+        kept = self._optimised_path(bundle, graph, ort.__version__)
+        if kept is None:
+            return None
+        options = self._options()
+        try:
+            if kept.exists():
+                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+                return self._session(kept, options)
+        except Exception as error:
+            logger.warning("%s is not readable, making it again: %s", kept, _first_line(error))
+            kept.unlink(missing_ok=True)
+            options = self._options()
+        temporary = kept.with_suffix(f".{secrets.token_hex(4)}.tmp")
+        options.optimized_model_filepath = os.fspath(temporary)
+        try:
+            session = self._session(bundle.graph_path(graph), options)
+            temporary.replace(kept)
+            return session
+        except Exception:  # no room, or the graph itself: `_open` tells
+            return None
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     @staticmethod
     def _optimised_path(bundle: Bundle, graph: str, version: str) -> Path | None:

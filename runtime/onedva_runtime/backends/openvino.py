@@ -35,6 +35,7 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised 
 # encoder's transformer may run apart
 FLOAT32_GRAPHS = ("encoder", "generator")
 TRANSFORMER = "encoder_transformer"
+LATENT_INPUTS = ("structural", "latents", "anchors", "has_latents", "resolution", "is_key")
 ACTIVATION_GROUP = 64  # channels of one position that share a scale: positions never share one
 
 
@@ -74,7 +75,7 @@ class OpenVinoBackend:
         self._bundle = bundle
         self._compiled: OrderedDict[tuple[object, ...], _Compiled] = OrderedDict()
         self._quantised: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._cache = self._open_cache()
         self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
         parts = split_encoder(self._models["encoder"]) if HINTS[dtype] != "f32" else None
@@ -135,25 +136,35 @@ class OpenVinoBackend:
         """The graph for the shapes of these inputs, from memory, from disk, or made now."""
         shapes = self._shapes(graph, feeds)
         key = (graph, *(size for sizes in shapes.values() for size in sizes))
-        hint = "f32" if graph in FLOAT32_GRAPHS else HINTS[self.dtype]
-        with self._lock:
-            found = self._compiled.get(key)
-            if found is None:
-                model = self._prepared(graph)
-                try:
-                    model.reshape(shapes)
-                    settings = {**self._settings, **self._cache, "INFERENCE_PRECISION_HINT": hint}
-                    compiled = _core().compile_model(model, "CPU", settings)
-                except Exception as error:
-                    raise BackendError(f"OpenVINO cannot compile the {graph} graph: {_last_line(error)}") from error
-                got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-                if got != hint:
-                    raise BackendError(f"OpenVINO compiled the {graph} graph at {got}, asked for {hint}")
-                found = self._compiled[key] = _Compiled(graph, compiled)
-                while len(self._compiled) > MAX_COMPILED:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(key)
+        found = self._found(key)
+        if found is None:
+            with self._making:  # one at a time; what is there can be used meanwhile
+                found = self._found(key) or self._make(graph, key, shapes)
         return found
+
+    def _found(self, key: tuple[object, ...]) -> _Compiled | None:
+        with self._lock:
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+            return self._compiled.get(key)
+
+    def _make(self, graph: str, key: tuple[object, ...], shapes: dict[str, list[int]]) -> _Compiled:
+        model = self._prepared(graph)
+        hint = "f32" if graph in FLOAT32_GRAPHS else HINTS[self.dtype]
+        try:
+            model.reshape(shapes)
+            settings = {**self._settings, **self._cache, "INFERENCE_PRECISION_HINT": hint}
+            compiled = _core().compile_model(model, "CPU", settings)
+        except Exception as error:
+            raise BackendError(f"OpenVINO cannot compile the {graph} graph: {_last_line(error)}") from error
+        got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if got != hint:
+            raise BackendError(f"OpenVINO compiled the {graph} graph at {got}, asked for {hint}")
+        with self._lock:
+            self._compiled[key] = made = _Compiled(graph, compiled)
+            while len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        return made
 
     def _shapes(self, graph: str, feeds: Mapping[str, Any]) -> dict[str, list[int]]:
         """Of each input, with the axes that are as long as there are latents left open."""
@@ -194,15 +205,8 @@ class OpenVinoBackend:
         resolution: Float32,
         is_key: npt.NDArray[np.bool_],
     ) -> Condition:
-        feeds = {
-            "structural": structural,
-            "latents": latents,
-            "anchors": anchors,
-            "has_latents": has_latents,
-            "resolution": resolution,
-            "is_key": is_key,
-        }
-        return _Condition(self._run("condition", feeds))
+        given = structural, latents, anchors, has_latents, resolution, is_key
+        return _Condition(self._run("condition", dict(zip(LATENT_INPUTS, given, strict=True))))
 
     def velocity(self, noisy_video: Float32, t: Float32, condition: Condition) -> Float32:
         held = cast(_Condition, condition).lease
@@ -222,15 +226,8 @@ class OpenVinoBackend:
         is_key: npt.NDArray[np.bool_],
         context_frame: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.uint8]:
-        feeds = {
-            "structural": structural,
-            "latents": latents,
-            "anchors": anchors,
-            "has_latents": has_latents,
-            "resolution": resolution,
-            "is_key": is_key,
-            "context_frame": context_frame,
-        }
+        given = structural, latents, anchors, has_latents, resolution, is_key
+        feeds = {**dict(zip(LATENT_INPUTS, given, strict=True)), "context_frame": context_frame}
         lease = self._run("one_step", feeds)
         frames: npt.NDArray[np.uint8] = lease.output("frames").copy()
         lease.give_back()
@@ -245,8 +242,9 @@ class OpenVinoBackend:
     def _run(self, graph: str, feeds: Mapping[str, Any]) -> _Lease:
         """Run a graph; its outputs stay in the lease's memory until that is given back. Releases the GIL."""
         given = {name: np.ascontiguousarray(x) if isinstance(x, np.ndarray) else x for name, x in feeds.items()}
-        lease = _Lease(self._compile(graph, given))
+        compiled = self._compile(graph, given)
         with self._slots, _errors(graph):
+            lease = _Lease(compiled)  # in turn: whoever waits needs no memory for a run yet
             lease.request.infer(given, share_inputs=True, share_outputs=True)
         return lease
 
