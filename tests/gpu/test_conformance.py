@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -164,7 +164,7 @@ def test_every_cuda_call_exists(tmp_path: Path) -> None:
             if name.startswith("cuda") and inspect.isfunction(member)
         }
         enums = {
-            name: [entry.name for entry in member]
+            name: [entry.name for entry in cast(Any, member)]
             for name, member in vars(runtime).items()
             if name.startswith("cuda") and inspect.isclass(member)
         }
