@@ -180,9 +180,10 @@ class VideoCodec:
         """Encode one clip.
 
         frames: (T, H, W, 3) uint8 RGB, T from 1 to the bundle's clip length, any size: padded in time by the last frame
-        and in space by the edge; NumPy, or an array on a GPU (see `device_arrays`).
-        tokens: "auto" (by the clip's detail), a count (rounded up to a multiple of 16 and capped at what the clip and the model hold; 0 is allowed), or "35dB" (the shortest predicted to reach it). fps:
-        frames per second. first_frame: number of the clip's first frame in its video. context_frame: the source's frame
+        and in space by the edge; NumPy, or an array on a GPU (see `device_arrays`). tokens: "auto" (by the clip's
+        detail), a count (rounded up to a multiple of 16 and capped at what the clip and the model hold; 0 is allowed),
+        or "35dB" (the shortest predicted to reach it). fps: frames per second. first_frame: number of the clip's first
+        frame in its video. context_frame: the source's frame
         before the clip (H, W, 3) makes it a continuation clip, of one frame less at most. Raises TypeError or
         ValueError.
         """
