@@ -16,7 +16,7 @@ BUILT := pyproject.toml CMakeLists.txt constraints.txt $(wildcard cpp_ext/*)
 COPIED := $(shell find onedva export runtime -type f -not -name '*.pyc' -not -name '*.so')
 CXX_FILES := $(wildcard cpp_ext/*)
 
-.PHONY: bench demo test lint format wheel constraints clean
+.PHONY: bench demo gpu test lint format wheel constraints clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/onedva demo $(if $(VIDEO),--video "$(VIDEO)") -o demo -f
@@ -30,6 +30,23 @@ test: .venv/ready
 bench: .venv/ready
 	.venv/bin/python -c 'import diffusers' 2>/dev/null || .venv/bin/pip install --quiet --editable '.[dev,peers]'
 	.venv/bin/python bench/run.py $(BENCH)
+
+# On a machine with a GPU, for the Python that has PyTorch for it (PYTHON): builds the package with its kernels, runs the
+# tests that need the GPU, then measures and writes docs/benchmarks-gpu.json. Nothing is downloaded: what that Python lacks
+# comes from a folder of wheels (WHEELS), of `constriction` at least. docs/tensorrt.md says more.
+WHEELS ?=
+GPU ?=
+GPU_SITE := $(CURDIR)/build/gpu-site
+WITH_GPU := PYTHONPATH=$(GPU_SITE):$(CURDIR)/bench ONEDVA_CACHE=$${ONEDVA_CACHE:-$(CURDIR)/build/gpu-cache}
+gpu:
+	rm -rf $(GPU_SITE)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --target $(GPU_SITE) \
+	  --config-settings=cmake.define.ONEDVA_CUDA=ON .
+	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) $(WHEELS)/*.whl)
+	$(WITH_GPU) ONEDVA_REQUIRE=gpu $(PYTHON) -m pytest tests/gpu
+	! command -v compute-sanitizer || $(WITH_GPU) compute-sanitizer --error-exitcode 1 \
+	  $(PYTHON) -m pytest --quiet -m gpu -o timeout=900 tests/gpu/test_kernels.py
+	$(WITH_GPU) $(PYTHON) bench/gpu.py -o docs/benchmarks-gpu.json $(GPU)
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .

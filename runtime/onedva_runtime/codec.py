@@ -181,9 +181,10 @@ class VideoCodec:
         """Encode one clip.
 
         frames: (T, H, W, 3) uint8 RGB, T from 1 to the bundle's clip length, any size: padded in time by the last frame
-        and in space by the edge. tokens: "auto" (by the clip's detail), a count (rounded up to a multiple of 16 and
-        capped at what the clip and the model hold; 0 is allowed), or "35dB" (the shortest predicted to reach it). fps:
-        frames per second. first_frame: number of the clip's first frame in its video. context_frame: the source's frame
+        and in space by the edge; NumPy, or an array on a GPU (see `device_arrays`). tokens: "auto" (by the clip's
+        detail), a count (rounded up to a multiple of 16 and capped at what the clip and the model hold; 0 is allowed),
+        or "35dB" (the shortest predicted to reach it). fps: frames per second. first_frame: number of the clip's first
+        frame in its video. context_frame: the source's frame
         before the clip (H, W, 3) makes it a continuation clip, of one frame less at most. Raises TypeError or
         ValueError.
         """
@@ -217,7 +218,7 @@ class VideoCodec:
         return encode_clips(
             self._engine,
             [
-                Clip(frames=frames, first_frame=int(first), context_frame=context)
+                Clip(frames=_on_host(frames), first_frame=int(first), context_frame=context)
                 for frames, first, context in zip(clips, firsts, contexts, strict=True)
             ],
             budget=parse_tokens(tokens),
@@ -443,6 +444,15 @@ class VideoCodec:
         if steps == 0 and not self.manifest.model.preview:
             raise ValueError(f"num_steps must be at least 1: {self.name} has no preview")
         return steps, check_integer("seed", seed, 0, 2**64 - 1)
+
+
+def _on_host(frames: Any) -> Any:
+    """Frames as NumPy has them, where they lie on a GPU; as they are otherwise, for `check_clip` to judge."""
+    if not hasattr(frames, "__cuda_array_interface__"):
+        return frames
+    from onedva_runtime.device_arrays import to_host
+
+    return to_host(frames)
 
 
 def _one_per_clip(name: str, values: Sequence[Any] | None, count: int, default: object) -> list[Any]:
