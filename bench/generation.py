@@ -1,6 +1,6 @@
 """The generation experiment: scenes, an autoencoder, latents, a latent diffusion model, and a judge of its clips.
 
-    python bench/generation.py -o /tmp/generation --minutes 75        # all of it; what is there is not made again
+    python bench/generation.py -o /tmp/generation --minutes 75        # all of it, post-training too
     python bench/generation.py -o /tmp/generation --only judge        # the last part again
 
 Writes OUTPUT/generation.json and generation.png: how often a classifier trained on real scenes assigns generated clips
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scene_judge import Judge, judged, train_judge
 
+from onedva import train as training
 from onedva.checkpoint import save_model
-from onedva.config import preset
+from onedva.config import STAGES, TrainConfig, preset
 from onedva.data import Clip
 from onedva.fvd import frechet_distance
 from onedva.generation.blockiness import edge_excess
@@ -76,6 +76,22 @@ def train(root: Path, minutes: float, resume: bool) -> None:
     (root / "ldm" / "cpu_minutes.json").write_text(json.dumps({"cpu_minutes": took, "resumed": resume}))
 
 
+def post_train(root: Path, minutes: float) -> None:
+    """Stage post: the decoder on the generator's latents."""
+    values: dict[str, Any] = {
+        **STAGES["post"],
+        "minutes": minutes,
+        "sizes": ((SIZE, SIZE, 1.0),),
+        "short_side": SIZE,
+        "frames": ((17, 1.0),),
+        "positions_per_batch": 1280,
+        "still_motion": 0.0,
+        "evaluate_every": 0.0,
+    }
+    options: dict[str, Any] = {"model": preset("nano"), "start": root / "ldm", "quiet": True, "device": "cpu"}
+    training.run(clips=root / "scenes", output=root / "post", train=TrainConfig(**values), **options)
+
+
 def scenes(first_seed: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """`count` scenes of each class, and their labels."""
     made = [make_scene(kind, seed=first_seed + index, size=SIZE) for index in range(count) for kind in CLASSES]
@@ -125,7 +141,7 @@ def judge(root: Path, *, per_class: int, steps: int, guidance: float, ldm: str, 
         print(tokens, json.dumps(rows[f"generated, {tokens} latents"]), flush=True)
     half = len(features) // 2
     rows["held-out scenes"]["frechet_of_halves"] = frechet_distance(features[:half], features[half:])
-    write_png(root / f"generation-{ldm}.png", np.concatenate(strips, axis=1))
+    write_png(root / f"generation-{autoencoder}.png", np.concatenate(strips, axis=1))
     return rows
 
 
@@ -178,12 +194,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=75)
-    parser.add_argument("--only", choices=["prepare", "train", "judge"])
+    parser.add_argument("--only", choices=["prepare", "train", "post", "judge"])
     parser.add_argument("--per-class", type=int, default=16, help="clips of each class and length to judge")
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=2.5)
     parser.add_argument("--ldm", default="ldm", help="folder of the generator inside OUTPUT")
-    parser.add_argument("--autoencoder", default="ldm", help="folder of the decoder inside OUTPUT")
+    parser.add_argument("--decoders", default="ldm,post", help="folders of decoders to judge with, inside OUTPUT")
+    parser.add_argument("--post-minutes", type=float, default=12)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -194,18 +211,13 @@ def main() -> None:
         prepare(root)
     if options.only in (None, "train"):
         train(root, options.minutes, options.resume)
-    if options.only in (None, "judge"):
-        rows = judge(
-            root,
-            per_class=options.per_class,
-            steps=options.steps,
-            guidance=options.guidance,
-            ldm=options.ldm,
-            autoencoder=options.autoencoder,
-        )
-        facts = {"steps": options.steps, "guidance": options.guidance, "cpus": os.cpu_count(), "rows": rows}
-        (root / f"generation-{options.autoencoder}.json").write_text(json.dumps(facts, indent=1))
-        print(json.dumps(rows, indent=1))
+    if options.only in (None, "post"):
+        post_train(root, options.post_minutes)
+    for name in options.decoders.split(",") if options.only in (None, "judge") else ():
+        choices = {"per_class": options.per_class, "steps": options.steps, "guidance": options.guidance}
+        rows = judge(root, ldm=options.ldm, autoencoder=name, **choices)
+        (root / f"generation-{name}.json").write_text(json.dumps({**choices, "rows": rows}, indent=1))
+        print(name, json.dumps(rows, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ class TrainConfig:
     """Weight of the error head's loss; nothing else sees its gradient."""
     edge_weight: float = 0.0
     """Weight of errors that jump across the edges of patches; what stage `post` adds against blocks."""
-    post_noise: float = 0.8
+    post_noise: float = 0.6
     """Stage `post`: the most noise on latents, as a time in (0, 1], that the generator then takes off again."""
     self_alignment_weight: float = 0.0
     """Weight of the self-alignment loss (each 1D latent with its best structural latent)."""
@@ -327,7 +327,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "only": ("decoder.",),
         "p_continuation": 0.0,
         "p_full": 1.0,
-        "edge_weight": 0.25,
+        "edge_weight": 0.05,
         "muon_learning_rate": 1e-3,
     },
 }

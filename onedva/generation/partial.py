@@ -19,6 +19,7 @@ from onedva_runtime import placement
 __all__ = ["predicted_latents"]
 
 LEAST_NOISE = 0.2  # below it, a generator has hardly anything to add
+OWN = 0.5  # share of the batches that keep the encoder's own latents, so that the decoder does not unlearn those
 STEPS = 3  # Euler steps that take the noise off again
 
 
@@ -33,9 +34,8 @@ def predicted_latents(
 ) -> HybridLatents:
     """Latents of a batch of key clips by the generator, without class, from times up to `most`.
 
-    A quarter of the batches keep the encoder's own latents, so that the decoder does not unlearn those. The number of
-    1D latents is log-uniform, as in the generator's training. Raises ValueError for clips of another length than the
-    generator's.
+    Some batches (`OWN`) keep the encoder's latents. The number of 1D latents is log-uniform, as in the generator's
+    training. Raises ValueError for clips of another length than the generator's.
     """
     video, config = batch.video, generator.config
     frames, height, width = video.shape[2:]
@@ -51,7 +51,7 @@ def predicted_latents(
     if config.anchors == "generated":
         anchors = network.anchors_of(video, tokens=tokens, is_key=wanted.is_key)
     z = network.encode(video, anchors=anchors, fps=config.fps).latent_dist.mode()
-    if random.random() < 0.25:
+    if random.random() < OWN:
         return z
     clean = Latents(*generator.normalise(z.structural, z.latents, wanted.is_key))
     if config.anchors == "generated":

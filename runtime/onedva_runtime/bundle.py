@@ -48,7 +48,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
 
     Raises BundleError, naming the file or key, for a missing folder or file, a manifest that is unreadable or of an
     unknown schema, a wrong size or hash, a name or link that leads out of the folder, and a graph with a foreign
-    operator domain, a forbidden operator, or external data other than model.safetensors within its bounds.
+    operator domain, a forbidden operator, or external data other than the graph's weights file within its bounds.
     """
     root = Path(folder)
     if not root.is_dir():

@@ -54,6 +54,13 @@ def test_a_video_is_decoded_once(
         load_clip(tmp_path / "a.mp4")
 
 
+def test_each_short_side_is_cached_apart(tmp_path: Path, cache: Path, write_video: WriteVideo) -> None:
+    write_video(tmp_path / "a.mp4", frames=5)
+    for side, shape in ((48, (48, 64)), (256, (256, 341)), (48, (48, 64))):
+        clips = load_clips(tmp_path, split="train", minimum_frames=5, short_side=side)
+        assert clips[0].frames.shape[1:3] == shape
+
+
 def test_unreadable_and_short_videos_are_reported_and_left_out(
     tmp_path: Path, cache: Path, write_video: WriteVideo, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from onedva.layers import (
     ROPE_BASE,
     ROPE_PAIRS,
+    SHORT_SEQUENCE,
+    Attention,
     Block,
     ResolutionTokens,
     TimeEmbedding,
@@ -161,3 +163,16 @@ def test_no_block_starts_at_zero() -> None:
         assert block.attention.out.weight.std().item() == pytest.approx(256**-0.5 / 4, rel=0.1)
         assert block.mlp.down.weight.std().item() == pytest.approx(768**-0.5 / 4, rel=0.1)
         assert not block.mlp.down.bias.any()
+
+
+@pytest.mark.parametrize("keys", [7, SHORT_SEQUENCE + 1])
+def test_training_short_sequences_attends_as_the_fused_kernel_does(keys: int) -> None:
+    attention = Attention(128)
+    query, value = torch.randn(2, 2, 5, 64, requires_grad=True), torch.randn(2, 2, keys, 64)
+    key = torch.randn(2, 2, keys, 64)
+    found = []
+    for mode in (True, False):
+        seen = attention.train(mode)(query, key, value)
+        found += [seen, torch.autograd.grad(seen.square().sum(), query)[0]]
+    torch.testing.assert_close(found[0], found[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1], found[3], atol=1e-4, rtol=1e-4)
