@@ -131,7 +131,11 @@ def spread(delays: list[float]) -> dict[str, float]:
     if not delays:
         return {}
     p50, p99 = np.percentile(delays, [50, 99])
-    return {"p50_ms": round(1e3 * p50, 1), "p99_ms": round(1e3 * p99, 1), "max_ms": round(1e3 * max(delays), 1)}
+    return {
+        "p50_ms": round(1e3 * float(p50), 1),
+        "p99_ms": round(1e3 * float(p99), 1),
+        "max_ms": round(1e3 * max(delays), 1),
+    }
 
 
 def resident(pid: int) -> float:
