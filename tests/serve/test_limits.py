@@ -94,6 +94,21 @@ def test_queue_full_is_429_and_passes(serve, upload, coded) -> None:
         assert client.post("/v1/encode", content=upload).status_code == 200
 
 
+def test_connections_that_ask_for_nothing_end(serve, monkeypatch) -> None:
+    monkeypatch.setattr("onedva_runtime.serve.server.HEAD_SECONDS", 0.2)
+    with serve() as server:
+        where = ("127.0.0.1", int(server.address.rsplit(":", 1)[1]))
+        with socket.create_connection(where, timeout=10) as silent, socket.create_connection(where, timeout=10) as slow:
+            slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
+            assert silent.recv(100) == b"" and slow.recv(100) == b""
+        with server.live("encode", "width=64&height=48") as connection, server.client() as client:
+            assert client.get("/healthz").status_code == 200
+            time.sleep(0.4)
+            connection.send('{"type": "end"}')
+            assert "end" in connection.recv(timeout=10)
+            assert client.get("/healthz").status_code == 200
+
+
 def test_who_does_not_read_an_answer_is_let_go(serve) -> None:
     """10 MB are asked for and none is taken: memory must not fill with it, and the place becomes free."""
     noise = np.zeros((64, 320, 320, 3), np.uint8)

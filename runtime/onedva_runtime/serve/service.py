@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import TYPE_CHECKING
@@ -113,12 +114,12 @@ class Service:
             self._let_go = now
             raise busy(f"the service is {live.behind:.1f} s behind: come back later", retry_after=5)
 
-    async def drain(self) -> None:
-        """Take no more, let live sessions say goodbye, and wait for what is in progress, `grace_seconds` at most. On
-        the event loop."""
+    async def drain(self, *, hurried: Callable[[], bool]) -> None:
+        """Take no more, let live sessions say goodbye, and wait for what is in progress, `grace_seconds` at most, and
+        no longer than until `hurried()`. On the event loop."""
         self.admission.draining = True
         end = time.monotonic() + self.settings.grace_seconds
-        while self.admission.at_work and time.monotonic() < end:
+        while self.admission.at_work and time.monotonic() < end and not hurried():
             for live in list(self.live):
                 live.interrupt()
             await asyncio.sleep(0.05)
