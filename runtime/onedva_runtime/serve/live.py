@@ -137,6 +137,7 @@ class LiveSocket:
 
     async def send(self, facts: Mapping[str, Any], data: bytes | None = None) -> None:
         """Send a control message, and bytes after it. Raises SlowReader."""
+        start = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.send_stall_seconds):
                 await self._socket.send_text(json.dumps(facts))
@@ -145,6 +146,7 @@ class LiveSocket:
                     self._service.metrics.bytes.labels("out").inc(len(data))
         except TimeoutError:
             raise SlowReader from None
+        self._idle_at += time.monotonic() - start  # what a client takes its time for does not put the service behind
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say why, and close; a refusal over HTTP where the client was not let in yet."""
