@@ -44,6 +44,8 @@ class Client:
     frames: int = 0
     """Frames that came back, all in order."""
     sent: int = 0
+    let_go: bool = False
+    """Whether the service ended the session to catch up."""
     problem: str | None = None
 
 
@@ -80,6 +82,12 @@ class Load:
         await asyncio.gather(*(task for _, task, _ in leaving))
         return [client for client, _, _ in leaving]
 
+    def prune(self) -> int:
+        """Forget the clients that the service let go; return how many."""
+        gone = [entry for entry in self.clients if entry[0].let_go]
+        self.clients = [entry for entry in self.clients if not entry[0].let_go]
+        return len(gone)
+
     def delays(self, since: float) -> list[float]:
         """Delays of all clips of the clients that are there, since a time."""
         return [delay for client, _, _ in self.clients for when, delay in client.delays if when >= since]
@@ -103,7 +111,8 @@ class Load:
                     for number in range(facts["first_frame"], client.frames):
                         del sent_at[number]
                 elif facts["type"] == "error":
-                    client.problem = facts["message"]
+                    client.let_go = facts["code"] == "busy"
+                    client.problem = None if client.let_go else facts["message"]
 
         receiving = asyncio.create_task(receive())
         start = time.monotonic()
@@ -118,11 +127,12 @@ class Load:
             await connection.send('{"type": "end"}')
             await asyncio.wait_for(receiving, 60)
         except (websockets.ConnectionClosed, TimeoutError) as error:
-            client.problem = client.problem or f"broke off: {error}"
+            if not client.let_go:
+                client.problem = client.problem or f"broke off: {error}"
         finally:
             receiving.cancel()
             await opened.aclose()
-        if client.frames != client.sent and client.problem is None:
+        if client.frames != client.sent and client.problem is None and not client.let_go:
             client.problem = f"{client.sent} frames went out, {client.frames} came back"
 
 
@@ -131,7 +141,11 @@ def spread(delays: list[float]) -> dict[str, float]:
     if not delays:
         return {}
     p50, p99 = np.percentile(delays, [50, 99])
-    return {"p50_ms": round(1e3 * p50, 1), "p99_ms": round(1e3 * p99, 1), "max_ms": round(1e3 * max(delays), 1)}
+    return {
+        "p50_ms": round(1e3 * float(p50), 1),
+        "p99_ms": round(1e3 * float(p99), 1),
+        "max_ms": round(1e3 * max(delays), 1),
+    }
 
 
 def resident(pid: int) -> float:
@@ -186,12 +200,15 @@ async def overload(load: Load, *, wanted: int, seconds: float) -> dict[str, Any]
     while len(load.clients) + load.refused - refused < wanted:
         await load.add()
     start = time.monotonic()
+    let_go = 0
     while time.monotonic() < start + seconds:  # those that were refused try again
+        let_go += load.prune()
         for _ in range(wanted - len(load.clients)):
             await load.add()
         await asyncio.sleep(2)
-    during, let_in = spread(load.delays(start)), len(load.clients)
-    gone = await load.drop(len(load.clients) - before)
+    let_go += load.prune()
+    during, stayed = spread(load.delays(start)), len(load.clients)
+    gone = await load.drop(max(0, len(load.clients) - before))
     start = time.monotonic()
     again = None
     while time.monotonic() < start + 30:
@@ -204,8 +221,9 @@ async def overload(load: Load, *, wanted: int, seconds: float) -> dict[str, Any]
     await asyncio.sleep(10)
     return {
         "wanted": wanted,
-        "let_in": let_in,
+        "stayed": stayed,
         "refused_429": load.refused - refused,
+        "let_go": let_go,
         "during": during,
         "next_client_after_s": again,
         "ten_seconds_later": spread(load.delays(settled)),

@@ -30,7 +30,13 @@ def run_without_torch(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "code", ["import onedva, onedva_runtime", "import onedva.cli", "from onedva import VideoCodec"]
+    "code",
+    [
+        "import onedva, onedva_runtime",
+        "import onedva.cli",
+        "from onedva import VideoCodec",
+        "import onedva_runtime.serve.server",
+    ],
 )
 def test_imports_never_try_torch(code):
     done = run_without_torch(code)

@@ -2,9 +2,8 @@
 
 Out (`PipeWriter`) as "y4m", which every tool reads and which has a fixed rate and no time stamps; as "nut", FFmpeg's
 own container, RGB bit for bit with time stamps; as "raw", the bare bytes of RGB frames; or as "mp4", H.264 in fragments
-that browsers play while they come. In, `open_reader` reads y4m,
-nut, and whatever else it reads of files that need no going back; `RawReader` reads bare bytes, whose size and rate only
-the user knows.
+that browsers play while they come. In, `open_reader` reads y4m, nut, and whatever else it reads of files that need no
+going back; `RawReader` reads bare bytes, whose size and rate only the user knows.
 """
 
 # pyright: reportUnknownMemberType=false, reportPrivateImportUsage=false

@@ -190,3 +190,10 @@ def test_the_verb_refuses_in_one_line(fake_bundle, arguments, words) -> None:
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("onedva: ") and all(word in lines[-1] for word in words), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "websockets", "prometheus_client"])
+def test_the_verb_names_the_extra_that_it_needs(missing) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from onedva.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "serve"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"{missing}: pip install 'onedva[serve]'" in done.stderr, done.stderr

@@ -1,12 +1,16 @@
 """How much one client may have: bytes, seconds, compute, a place in the queue."""
 
+import io
+import socket
 import threading
 import time
 from collections.abc import Iterator
 
 import httpx
+import numpy as np
 import pytest
 
+from onedva_runtime import save_packets
 from onedva_runtime.serve.admission import Charge
 from service_clients import error, until
 
@@ -88,3 +92,39 @@ def test_queue_full_is_429_and_passes(serve, upload, coded) -> None:
         slow.join()
         assert answers[0].status_code == 200
         assert client.post("/v1/encode", content=upload).status_code == 200
+
+
+def test_connections_that_ask_for_nothing_end(serve, monkeypatch) -> None:
+    monkeypatch.setattr("onedva_runtime.serve.server.HEAD_SECONDS", 0.2)
+    with serve() as server:
+        where = ("127.0.0.1", int(server.address.rsplit(":", 1)[1]))
+        with socket.create_connection(where, timeout=10) as silent, socket.create_connection(where, timeout=10) as slow:
+            slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
+            assert silent.recv(100) == b"" and slow.recv(100) == b""
+        with server.live("encode", "width=64&height=48") as connection, server.client() as client:
+            assert client.get("/healthz").status_code == 200
+            time.sleep(0.4)
+            connection.send('{"type": "end"}')
+            assert "end" in connection.recv(timeout=10)
+            assert client.get("/healthz").status_code == 200
+
+
+def test_who_does_not_read_an_answer_is_let_go(serve) -> None:
+    """10 MB are asked for and none is taken: memory must not fill with it, and the place becomes free."""
+    noise = np.zeros((64, 320, 320, 3), np.uint8)
+    with serve(send_stall_seconds=0.3, jobs=1) as server:
+        codec, target = server.service.codec, io.BytesIO()
+        save_packets(target, codec.encode(noise, tokens=0, fps=24), quantiser=codec.quantiser())
+        head = f"POST /v1/decode?format=y4m HTTP/1.1\r\nHost: localhost\r\nContent-Length: {target.tell()}\r\n\r\n"
+        with socket.socket() as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            line.connect(("127.0.0.1", int(server.address.rsplit(":", 1)[1])))
+            line.sendall(head.encode() + target.getvalue())
+            until(lambda: server.service.admission.at_work == 1)
+            until(lambda: server.service.admission.at_work == 0)
+            got = 0
+            while part := line.recv(1 << 16):
+                got += len(part)
+            assert got < 5_000_000
+        text = httpx.get(f"{server.address}/metrics").text
+        assert 'onedva_refused_total{code="timeout"} 1.0' in text and server.service.admission.owed == 0

@@ -3,6 +3,7 @@
 import io
 import json
 import socket
+import time
 
 import httpx
 import numpy as np
@@ -11,8 +12,9 @@ from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
 from onedva_runtime import save_packets
+from onedva_runtime.serve import live_encode
 from onedva_runtime.serve import server as server_module
-from service_clients import SIZE, denied, encode, ended, frame_message, until
+from service_clients import SIZE, denied, encode, ended, frame_message, received, until
 
 BAD_ENCODES = [
     (b"short", "bad_frame", 1008),
@@ -126,3 +128,30 @@ def test_slow_readers_are_let_go(serve) -> None:
             assert got < noise.nbytes / 2  # broken off, not closed with all of it on its way
         until(lambda: not server_module._transports)  # nothing of a connection is kept
         assert 'onedva_refused_total{code="slow_reader"} 1.0' in httpx.get(f"{server.address}/metrics").text
+
+
+def test_what_falls_behind_is_noticed_and_mended(serve, monkeypatch) -> None:
+    """Coding is made slower than frames come: nobody new is let in, the newest is let go, then all is well again."""
+    with serve(live_lag_seconds=0.3, live_behind_seconds=0.6) as server:
+        push = live_encode._Session.push
+        slow = 0.3
+
+        def delayed(self, *arguments):
+            time.sleep(slow)
+            return push(self, *arguments)
+
+        monkeypatch.setattr(live_encode._Session, "push", delayed)
+        frame = np.zeros((48, 64, 3), np.uint8)
+        with server.live("encode", SIZE) as first, server.live("encode", SIZE) as second:
+            for number in range(12):
+                first.send(frame_message(frame, number))
+                second.send(frame_message(frame, number))
+            until(lambda: server.service.lag() > 0.3)
+            assert denied(server, "encode", SIZE).status_code == 429
+            facts, code = ended(second)
+            assert (facts["code"], code) == ("busy", 1013)
+            slow = 0.0
+            until(lambda: server.service.lag() < 0.3)
+            with server.live("encode", SIZE):
+                first.send('{"type": "end"}')
+                assert received(first)[-1][0]["frames"] == 12

@@ -70,7 +70,7 @@ class Admission:
     """The queues of one service."""
 
     def __init__(self, settings: Settings, metrics: Metrics, *, lag: Callable[[], float]) -> None:
-        """lag: seconds that clips wait for their turn lately."""
+        """lag: seconds that live sessions are behind."""
         self._settings, self._metrics, self._lag = settings, metrics, lag
         self._turns = asyncio.Semaphore(settings.jobs)
         self._waiting = self._uploads = self._sessions = 0
@@ -108,7 +108,7 @@ class Admission:
                 retry_after=5,
             )
         if lag > self._settings.live_lag_seconds:
-            raise busy(f"clips wait {lag:.1f} s for their turn: come back later", retry_after=1 + 4 * lag)
+            raise busy(f"live sessions are {lag:.1f} s behind: come back later", retry_after=1 + 2 * lag)
 
     @contextmanager
     def upload(self) -> Generator[None]:

@@ -26,6 +26,7 @@ __all__ = ["LiveDecodeQuery", "LiveEncodeQuery", "LiveSocket", "Pacer", "parse_q
 
 logger = logging.getLogger("onedva")
 MOST_TEXT = 4096  # bytes of a control message
+WAITED = 1e-3  # seconds from which a message was waited for: what has come already is there at once
 Query = TypeVar("Query", bound=BaseModel)
 
 
@@ -84,6 +85,17 @@ class LiveSocket:
         self._settings = service.settings
         self._end = time.monotonic() + self._settings.live_seconds
         self._clock: asyncio.Timeout | None = None
+        self._idle_at = time.monotonic()
+
+    @property
+    def behind(self) -> float:
+        """Seconds since the client was last waited for: what it sends lies unread meanwhile."""
+        return time.monotonic() - self._idle_at if self._clock is None else 0.0
+
+    async def pause(self, seconds: float) -> None:
+        """Take nothing for a while from a client that is ahead of its rate."""
+        await asyncio.sleep(seconds)
+        self._idle_at = time.monotonic()
 
     async def accept(self) -> None:
         """Let the client in."""
@@ -92,11 +104,13 @@ class LiveSocket:
 
     async def receive(self) -> bytes | Mapping[str, Any]:
         """The next message: bytes, or a control message. Raises Refusal for silence, a session that is over, or text
-        that is no control message; WebSocketDisconnect."""
+        that is no control message, and where the service is too far behind; WebSocketDisconnect."""
         if self._service.admission.draining:
             raise self._stopping()
         if time.monotonic() > self._end:
             raise Refusal(408, "over", f"a live session lasts {self._settings.live_seconds:g} s: open another")
+        self._service.check_behind(self)
+        start = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.idle_seconds) as self._clock:
                 message = await self._socket.receive()
@@ -106,6 +120,8 @@ class LiveSocket:
             raise Refusal(408, "idle", f"nothing came for {self._settings.idle_seconds:g} s") from None
         finally:
             self._clock = None
+        if time.monotonic() - start > WAITED:
+            self._idle_at = time.monotonic()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
         data: bytes | None = message.get("bytes")
@@ -121,6 +137,7 @@ class LiveSocket:
 
     async def send(self, facts: Mapping[str, Any], data: bytes | None = None) -> None:
         """Send a control message, and bytes after it. Raises SlowReader."""
+        start = time.monotonic()
         try:
             async with asyncio.timeout(self._settings.send_stall_seconds):
                 await self._socket.send_text(json.dumps(facts))
@@ -129,6 +146,7 @@ class LiveSocket:
                     self._service.metrics.bytes.labels("out").inc(len(data))
         except TimeoutError:
             raise SlowReader from None
+        self._idle_at += time.monotonic() - start  # what a client takes its time for does not put the service behind
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say why, and close; a refusal over HTTP where the client was not let in yet."""
@@ -183,14 +201,14 @@ async def run_session(
     try:
         service.check_ready()
         with service.admission.live(share(), work) as reservation:
-            service.live.add(live)
+            service.live[live] = None
             service.batcher.clients += 1
             try:
                 await live.accept()
                 await session(live, reservation)
             finally:
                 service.batcher.clients -= 1
-                service.live.discard(live)
+                service.live.pop(live, None)
     except WebSocketDisconnect:
         pass
     except SlowReader:

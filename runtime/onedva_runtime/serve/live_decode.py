@@ -175,7 +175,7 @@ async def _run(service: Service, live: LiveSocket, reservation: Reservation, que
                 for facts, data in messages:
                     await live.send(facts, data)
                 if (delay := pacer.delay(session.frames - before)) > 0.01:
-                    await asyncio.sleep(delay)
+                    await live.pause(delay)
         elif message["type"] == "end":
             for facts, data in await loop.run_in_executor(threads, session.flush):
                 await live.send(facts, data)

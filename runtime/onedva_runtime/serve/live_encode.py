@@ -182,7 +182,7 @@ async def _run(service: Service, live: LiveSocket, reservation: Reservation, que
             frame = np.frombuffer(message, np.uint8, offset=STAMP.size).reshape(query.height, query.width, 3)
             await _send_all(live, await loop.run_in_executor(threads, session.push, frame, time))
             if (delay := pacer.delay(1)) > 0.01:
-                await asyncio.sleep(delay)
+                await live.pause(delay)
         elif message["type"] == "end":
             await _send_all(live, await loop.run_in_executor(threads, session.flush))
             rest = await loop.run_in_executor(threads, session.finish)

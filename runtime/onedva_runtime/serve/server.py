@@ -1,5 +1,5 @@
-"""`serve`: the application on uvicorn. A stop (SIGTERM, Ctrl-C) first answers what is in progress; a second one does
-not wait."""
+"""`serve`: the application on uvicorn. A stop (SIGTERM, Ctrl-C) first answers what is in progress; a second
+Ctrl-C does not wait."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from onedva_runtime.serve.service import Service
 
 __all__ = ["make_server", "serve"]
 
+HEAD_SECONDS = 10.0  # from a connection to its first whole request head
 _transports: dict[Any, Any] = {}  # of connections that are open, by the client's address, for `_abort`
 
 
@@ -26,10 +27,16 @@ class _Http(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         _transports[self.client] = transport
+        self._patience = self.loop.call_later(HEAD_SECONDS, self._lose_patience)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
         _transports.pop(self.client, None)
         super().connection_lost(exc)
+
+    def _lose_patience(self) -> None:
+        if self.cycle is None and self in self.connections:  # no request yet, and no upgrade to a live session
+            self.transport.close()
 
 
 class _Live(WebSocketsSansIOProtocol):
@@ -53,7 +60,7 @@ class _Server(uvicorn.Server):
         self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._service.drain()
+        await self._service.drain(hurried=lambda: self.force_exit)
         await super().shutdown(sockets)
 
 

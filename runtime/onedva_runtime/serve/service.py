@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import TYPE_CHECKING
 
 from onedva_runtime.backends import Backend
@@ -19,7 +21,7 @@ from onedva_runtime.serve.admission import Admission
 from onedva_runtime.serve.batching import BatchedBackend, Batcher
 from onedva_runtime.serve.cost import Cost, measure, positions_of
 from onedva_runtime.serve.metrics import Metrics, length_label
-from onedva_runtime.serve.refusal import Refusal
+from onedva_runtime.serve.refusal import Refusal, busy
 from onedva_runtime.serve.settings import Settings
 from onedva_runtime.stream_report import StreamReport
 
@@ -55,7 +57,7 @@ class Service:
         self.batcher = Batcher(
             chosen.backend, max_batch=settings.max_batch, wait_ms=settings.batch_wait_ms, on_run=self._note_run
         )
-        self.admission = Admission(settings, self.metrics, lag=lambda: self.batcher.lag)
+        self.admission = Admission(settings, self.metrics, lag=self.lag)
         shared: dict[bool, Backend] = {urgent: BatchedBackend(self.batcher, urgent=urgent) for urgent in (False, True)}
         self.codec = VideoCodec(bundle, shared[False], limits=settings.limits)
         """For whole videos."""
@@ -63,8 +65,9 @@ class Service:
         """For live sessions, whose clips go first."""
         self.job_threads = ThreadPoolExecutor(settings.jobs, "onedva job")
         self.live_threads = ThreadPoolExecutor(min(32, settings.live_sessions), "onedva live")
-        self.live: set[LiveSocket] = set()
-        """Live sessions in progress."""
+        self.live: dict[LiveSocket, None] = {}
+        """Live sessions in progress, the newest last."""
+        self._let_go = 0.0  # when the newest was last let go
         self.problem: str | None = "warming up"
         """Why it is not ready; None where it is."""
 
@@ -97,12 +100,26 @@ class Service:
             raise Refusal(503, "not_ready", f"not ready: {self.problem}", retry_after=2)
         self.admission.check_open()
 
-    async def drain(self) -> None:
-        """Take no more, let live sessions say goodbye, and wait for what is in progress, `grace_seconds` at most. On
-        the event loop."""
+    def lag(self) -> float:
+        """Seconds that live sessions are behind at the median, or that clips wait for their run lately."""
+        behind = [live.behind for live in self.live]
+        return max(self.batcher.lag, median(behind) if behind else 0.0)
+
+    def check_behind(self, live: LiveSocket) -> None:
+        """Raise Refusal where a session is too far behind and is the newest of several: each second one at most is let
+        go, until the others keep up."""
+        now = time.monotonic()
+        newest = len(self.live) > 1 and live is next(reversed(self.live))
+        if newest and live.behind > self.settings.live_behind_seconds and now - self._let_go > 1:
+            self._let_go = now
+            raise busy(f"the service is {live.behind:.1f} s behind: come back later", retry_after=5)
+
+    async def drain(self, *, hurried: Callable[[], bool]) -> None:
+        """Take no more, let live sessions say goodbye, and wait for what is in progress, `grace_seconds` at most, and
+        no longer than until `hurried()`. On the event loop."""
         self.admission.draining = True
         end = time.monotonic() + self.settings.grace_seconds
-        while self.admission.at_work and time.monotonic() < end:
+        while self.admission.at_work and time.monotonic() < end and not hurried():
             for live in list(self.live):
                 live.interrupt()
             await asyncio.sleep(0.05)

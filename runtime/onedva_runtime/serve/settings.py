@@ -46,8 +46,11 @@ class Settings:
     """Share of the measured compute that live sessions may reserve."""
     live_pixels: int = 512 * 512
     """Width x height of one live frame."""
-    live_lag_seconds: float = 0.5
-    """Mean wait for a turn above which no further work is taken on."""
+    live_lag_seconds: float = 1.5
+    """How far live sessions may be behind, at the median, before no more are let in. A clip that is being coded holds
+    one up by a little."""
+    live_behind_seconds: float = 4.0
+    """How far one may be behind before the newest is let go, so that the others catch up."""
     live_seconds: float = 3600.0
     """Length of one live session."""
     idle_seconds: float = 30.0
