@@ -109,7 +109,7 @@ def test_y4m_in_and_out(onedva: Onedva, size: tuple[int, int]) -> None:
     source = make_clip(44, *size, seed=1)[:22]
     packets = onedva("encode", "-", "-", "--json", "--tokens", "0", data=as_pipe(source))
     assert packets.returncode == 0 and packets.stdout.startswith(b"\x89ODVA"), packets.stderr
-    report = json.loads(packets.stderr)
+    report = json.loads(packets.stderr[packets.stderr.index(b"{") :])  # after notes, such as of measuring once
     assert (report["source"], report["target"], report["frames"], report["key_clips"]) == ("-", "-", 22, 1)
     assert report["bytes"] == len(packets.stdout) and report["source_bytes"] is None
     frames = onedva("decode", "-", "-", data=packets.stdout)
