@@ -44,6 +44,19 @@ def console() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
+def onedva(fake_bundle: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """`onedva("encode", "-", "-", data=bytes)`: a process of its own, bytes in and out."""
+
+    def invoke(verb: str, *arguments: str | Path, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        code = "from onedva.cli import main; main()"
+        command = [sys.executable, "-c", code, verb, "-m", str(fake_bundle), *map(str, arguments)]
+        plain = {name: value for name, value in os.environ.items() if name != "ONEDVA_DEBUG"}
+        return subprocess.run(command, input=data, capture_output=True, timeout=120, env=plain)
+
+    return invoke
+
+
+@pytest.fixture
 def refused() -> Callable[..., None]:
     """`refused(result, word, …)`: exit 2, nothing on stdout, one line on stderr that holds the words."""
 

@@ -35,7 +35,9 @@ class _Http(H11Protocol):
         super().connection_lost(exc)
 
     def _lose_patience(self) -> None:
-        if self.cycle is None and self in self.connections:  # no request yet, and no upgrade to a live session
+        if (
+            cast(Any, self).cycle is None and self in self.connections
+        ):  # no request yet, and no upgrade to a live session
             self.transport.close()
 
 
