@@ -3,7 +3,6 @@ brings it."""
 
 from __future__ import annotations
 
-from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -59,13 +58,3 @@ def find_gpu(device: int = 0) -> Gpu:
     name = properties.name
     name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
     return Gpu(name.strip("\0 "), f"{properties.major}.{properties.minor}", version)
-
-
-def installed_tensorrt() -> str | None:
-    """Version of the installed distribution, without loading it."""
-    for name in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None

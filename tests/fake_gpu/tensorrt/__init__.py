@@ -6,7 +6,6 @@ from __future__ import annotations
 import enum
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -52,11 +51,8 @@ class ILogger:
 class Logger(ILogger):
     ERROR = ILogger.Severity.ERROR
 
-    def __init__(self, least: Any = None) -> None:
-        self.least = least
-
-    def log(self, severity: Any, msg: str) -> None:
-        print(msg, file=sys.stderr)
+    def __init__(self, least: Any) -> None:
+        pass
 
 
 class IProgressMonitor:
