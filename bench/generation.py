@@ -3,7 +3,7 @@
     python bench/generation.py -o /tmp/generation --minutes 75        # all of it, post-training too
     python bench/generation.py -o /tmp/generation --only judge        # the last part again
 
-Writes OUTPUT/generation.json and generation.png: how often a classifier trained on real scenes assigns generated clips
+Writes OUTPUT/generation.json and pictures: how often a classifier trained on real scenes assigns generated clips
 to the class that was asked for, at three latent lengths; how far they are from the nearest training clip; the Fréchet
 distance of the classifier's features; patch-edge energy. docs/paper.md tells of one run.
 """
@@ -36,7 +36,7 @@ from onedva.generation.scenes import CLASSES, make_scene, write_scenes
 from onedva.generation.tokenise import make_plan, tokenise
 from onedva.generation.train import run
 from onedva.linear_start import fit_log_variance, fit_pca, fit_transform
-from onedva.model import OneDVA, to_frames, to_video
+from onedva.model import HybridLatents, OneDVA, to_frames, to_video
 
 SIZE, TOKENS, PER_CLASS = 64, 48, 500
 LENGTHS = (16, 32, 48)
@@ -98,64 +98,78 @@ def scenes(first_seed: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.i
     return np.stack(made), np.tile(np.arange(len(CLASSES)), count)
 
 
-def a_judge(path: Path, real: NDArray[np.uint8], labels: NDArray[np.int64]) -> Judge:
-    """The classifier, trained once."""
-    if path.exists():
-        network = Judge(len(CLASSES))
-        network.load_state_dict(load_file(path))
-        return network.eval()
-    network = train_judge(real, labels, classes=len(CLASSES))
-    save_file(network.state_dict(), path)
-    return network
+def training_set(root: Path) -> tuple[Judge, NDArray[np.float32], NDArray[np.float64]]:
+    """The classifier of the training scenes, those at a quarter of the side, and its features of them; made once."""
+    network, kept = Judge(len(CLASSES)), root / "training-set.npz"
+    if not kept.exists():
+        real, labels = scenes(0, PER_CLASS)
+        network = train_judge(real, labels, classes=len(CLASSES))
+        save_file(network.state_dict(), root / "judge.safetensors")
+        np.savez(kept, small=small(real), features=judged(network, real)[1])
+    network.load_state_dict(load_file(root / "judge.safetensors"))
+    with np.load(kept) as arrays:
+        return network.eval(), arrays["small"], arrays["features"]
 
 
-def judge(root: Path, *, per_class: int, steps: int, guidance: float, ldm: str, autoencoder: str) -> dict[str, Any]:
-    real, labels = scenes(0, PER_CLASS)
+def judge(
+    root: Path, *, per_class: int, steps: int, guidance: float, ldm: str, decoders: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Rows of every decoder by name, and of the held-out scenes; latents are generated once for all decoders."""
+    network, training_small, features = training_set(root)
     held_out, held_labels = scenes(HELD_OUT, 40)
-    network = a_judge(root / "judge.safetensors", real, labels)
-    found, features = judged(network, held_out)
-    rows: dict[str, dict[str, Any]] = {"held-out scenes": {"accuracy": float((found == held_labels).mean())}}
-    rows["held-out scenes"] |= {"nearest_db": nearest(held_out, real), "excess": edge_excess(held_out)}
-    generator, decoder = load_generator(root / ldm), OneDVA.from_pretrained(root / autoencoder)
-    strips = []
-    for tokens in LENGTHS:
-        decoded = reconstruct(decoder, held_out, tokens)
-        found, _ = judged(network, decoded)
-        error = np.square((decoded.astype(np.float32) - held_out) / 255).mean(axis=(1, 2, 3, 4))
-        rows[f"reconstructed, {tokens} latents"] = {
+    found, held_features = judged(network, held_out)
+    real_excess = edge_excess(held_out)
+    rows: dict[str, dict[str, Any]] = {
+        "held-out scenes": {
             "accuracy": float((found == held_labels).mean()),
-            "psnr_db": float((-10 * np.log10(error)).mean()),
-            "excess": edge_excess(decoded) - edge_excess(held_out),
+            "nearest_db": nearest(held_out, training_small),
+            "frechet": frechet_distance(features, held_features),
+            "excess": real_excess,
         }
-        made, asked = generate(generator, decoder, tokens, per_class=per_class, steps=steps, guidance=guidance)
-        found, made_features = judged(network, made)
-        by_class = {name: float((found[asked == index] == index).mean()) for index, name in enumerate(CLASSES)}
-        rows[f"generated, {tokens} latents"] = {
-            "accuracy": float((found == asked).mean()),
-            "by_class": by_class,
-            "nearest_db": nearest(made, real),
-            "frechet": frechet_distance(features, made_features),
-            "excess": edge_excess(made) - edge_excess(held_out),
-        }
-        strips.append(np.concatenate([np.concatenate(list(clip[::4]), axis=1) for clip in made[: len(CLASSES)]]))
-        print(tokens, json.dumps(rows[f"generated, {tokens} latents"]), flush=True)
-    half = len(features) // 2
-    rows["held-out scenes"]["frechet_of_halves"] = frechet_distance(features[:half], features[half:])
-    write_png(root / f"generation-{autoencoder}.png", np.concatenate(strips, axis=1))
+    }
+    generator = load_generator(root / ldm)
+    models = {name: OneDVA.from_pretrained(root / name) for name in decoders}
+    strips: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in decoders}
+    for tokens in LENGTHS:
+        latents, asked = generate(generator, tokens, per_class=per_class, steps=steps, guidance=guidance)
+        for name, model in models.items():
+            decoded = reconstruct(model, held_out[:160], tokens)
+            error = np.square((decoded.astype(np.float32) - held_out[:160]) / 255).mean(axis=(1, 2, 3, 4))
+            rows[f"{name}, reconstructed, {tokens} latents"] = {
+                "accuracy": float((judged(network, decoded)[0] == held_labels[:160]).mean()),
+                "psnr_db": float((-10 * np.log10(error)).mean()),
+                "excess": edge_excess(decoded) - real_excess,
+            }
+            with torch.inference_mode():
+                made = np.concatenate([to_frames(model.decode(z, num_steps=1).sample) for z in latents])
+            found, made_features = judged(network, made)
+            rows[f"{name}, generated, {tokens} latents"] = row = {
+                "accuracy": float((found == asked).mean()),
+                "by_class": {kind: float((found[asked == at] == at).mean()) for at, kind in enumerate(CLASSES)},
+                "nearest_db": nearest(made, training_small),
+                "frechet": frechet_distance(features, made_features),
+                "excess": edge_excess(made) - real_excess,
+            }
+            strips[name].append(
+                np.concatenate([np.concatenate(list(clip[::4]), axis=1) for clip in made[: len(CLASSES)]])
+            )
+            print(name, tokens, json.dumps(row), flush=True)
+    for name, parts in strips.items():
+        write_png(root / f"generation-{name}.png", np.concatenate(parts, axis=1))
     return rows
 
 
-@torch.inference_mode()
 def generate(
-    generator: LatentDiT, decoder: OneDVA, tokens: int, *, per_class: int, steps: int, guidance: float
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """`per_class` clips of every class, and what was asked for."""
+    generator: LatentDiT, tokens: int, *, per_class: int, steps: int, guidance: float
+) -> tuple[list[HybridLatents], NDArray[np.int64]]:
+    """Latents of `per_class` clips of every class, a batch of each class once, and what was asked for."""
     made, labels = [], list(range(len(CLASSES)))
     for index in range(per_class):
         seeds = [1000 * tokens + index * len(labels) + label for label in labels]
-        z = generate_latents(generator, labels=labels, tokens=tokens, num_steps=steps, seeds=seeds, guidance=guidance)
-        made.append(to_frames(decoder.decode(z, num_steps=1).sample))
-    return np.concatenate(made), np.tile(labels, per_class)
+        made.append(
+            generate_latents(generator, labels=labels, tokens=tokens, num_steps=steps, seeds=seeds, guidance=guidance)
+        )
+    return made, np.tile(labels, per_class)
 
 
 @torch.inference_mode()
@@ -171,17 +185,21 @@ def reconstruct(decoder: OneDVA, frames: NDArray[np.uint8], tokens: int) -> NDAr
     return np.concatenate(parts)
 
 
-def nearest(frames: NDArray[np.uint8], training: NDArray[np.uint8]) -> float:
+def small(clips: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Clips at a quarter of the side, as rows of values in [0, 1]."""
+    parts = []
+    for part in np.array_split(clips, max(1, len(clips) // 64)):
+        count, length, height, width, _ = part.shape
+        blocks = part.reshape(count, length, height // 4, 4, width // 4, 4, 3)
+        parts.append(blocks.mean(axis=(3, 5), dtype=np.float32).reshape(count, -1) / 255)
+    return np.concatenate(parts)
+
+
+def nearest(frames: NDArray[np.uint8], training: NDArray[np.float32]) -> float:
     """Mean over clips of the PSNR to the training clip that is nearest, in dB, both at a quarter of the side."""
-
-    def small(clips: NDArray[np.uint8]) -> NDArray[np.float32]:
-        count, length, height, width, _ = clips.shape
-        blocks = clips.reshape(count, length, height // 4, 4, width // 4, 4, 3)
-        return blocks.mean(axis=(3, 5), dtype=np.float32).reshape(count, -1) / 255
-
-    ours, theirs = small(frames), small(training)
-    squares = np.square(ours).sum(1)[:, None] + np.square(theirs).sum(1)[None] - 2 * ours @ theirs.T
-    return float((-10 * np.log10(squares.min(axis=1) / ours.shape[1])).mean())
+    ours = small(frames)
+    squares = np.square(ours).sum(1)[:, None] + np.square(training).sum(1)[None] - 2 * ours @ training.T
+    return float((-10 * np.log10(squares.min(axis=1).clip(1e-9) / ours.shape[1])).mean())
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
@@ -213,11 +231,11 @@ def main() -> None:
         train(root, options.minutes, options.resume)
     if options.only in (None, "post"):
         post_train(root, options.post_minutes)
-    for name in options.decoders.split(",") if options.only in (None, "judge") else ():
+    if options.only in (None, "judge"):
         choices = {"per_class": options.per_class, "steps": options.steps, "guidance": options.guidance}
-        rows = judge(root, ldm=options.ldm, autoencoder=name, **choices)
-        (root / f"generation-{name}.json").write_text(json.dumps({**choices, "rows": rows}, indent=1))
-        print(name, json.dumps(rows, indent=1), flush=True)
+        rows = judge(root, ldm=options.ldm, decoders=options.decoders.split(","), **choices)
+        (root / "generation.json").write_text(json.dumps({**choices, "rows": rows}, indent=1))
+        print(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def generate_latents(
 
 
 def generate_clip(
-    folder: Path,
+    folder: str | Path,
     *,
     label: str | None = None,
     tokens: int | None = None,
@@ -93,6 +93,7 @@ def generate_clip(
     label: a class by its name, None for any. tokens: None for the most. first_frame: (H, W, 3) of `size`; the clip
     begins with it. The rest as `generate_latents`. Raises FileNotFoundError, ValueError.
     """
+    folder = Path(folder)
     generator, autoencoder = load_generator(folder), OneDVA.from_pretrained(folder)
     check_autoencoder(folder, generator.config)
     config = generator.config
