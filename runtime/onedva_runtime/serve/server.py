@@ -35,7 +35,8 @@ class _Http(H11Protocol):
         super().connection_lost(exc)
 
     def _lose_patience(self) -> None:
-        if self.cycle is None and self in self.connections:  # no request yet, and no upgrade to a live session
+        asked: object = self.cycle  # None before the first request, whatever its type says
+        if asked is None and self in self.connections:  # and no upgrade to a live session
             self.transport.close()
 
 
