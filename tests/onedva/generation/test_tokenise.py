@@ -166,6 +166,13 @@ def test_a_decoder_may_change_under_the_same_latents(autoencoder, tmp_path):
 
     model = nano_autoencoder()
     model.decoder.patch_out.weight.data.add_(1)
+    zero = model.encoder.structural_head.bias.data
+    zero[0] = 0.0
+    save_model(model, tmp_path / "zero")
+    zero[0] = -0.0
+    save_model(model, tmp_path / "negative")
+    assert latent_space(tmp_path / "zero") == latent_space(tmp_path / "negative"), "an average of weights has no −0"
+    model.encoder.structural_head.bias.data.copy_(nano_autoencoder().encoder.structural_head.bias)
     save_model(model, tmp_path / "decoder")
     model.encoder.patch_in.weight.data.add_(1)
     save_model(model, tmp_path / "encoder")
