@@ -127,9 +127,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Verbs set up the package's logger for a process of their own; the next test must not see that."""
+    """Verbs set up the package's logger for a process of their own, in fixtures of a module too; no test must see what
+    was done before it."""
     logger = logging.getLogger("onedva")
-    level, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(logging.NOTSET)
+    logger.handlers[:] = [handler for handler in logger.handlers if isinstance(handler, logging.NullHandler)]
     yield
-    logger.setLevel(level)
-    logger.handlers[:] = handlers

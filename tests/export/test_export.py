@@ -38,7 +38,7 @@ def test_weights_are_stored_once_in_16_bit(bundle: Path):
         assert {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"} == {
             "model.safetensors"
         }
-        assert all(tensor.ByteSize() < 4096 for tensor in inside)
+        assert all(tensor.ByteSize() < 8192 for tensor in inside)  # means of edges: 1536 values
     stored = sum(path.stat().st_size for path in bundle.glob("*") if path.name != "golden.safetensors")
     assert stored < 2.3 * OneDVA(NANO).parameters_count + 200_000
 
@@ -60,7 +60,7 @@ def test_bundle_is_a_checkpoint(bundle: Path):
 
 def test_runtime_decodes_what_pytorch_decodes(bundle: Path):
     """Any frame count, an odd size and a length between the multiples go through both, to within rounding."""
-    codec, model = VideoCodec.from_pretrained(bundle), OneDVA.from_pretrained(bundle)
+    codec, model = VideoCodec.from_pretrained(bundle, backend="onnxruntime"), OneDVA.from_pretrained(bundle)
     frames = make_clip(13, 61, 90, seed=3)
     packet = codec.encode_clip(frames, tokens=37)
     assert packet.tokens == 48
@@ -78,7 +78,7 @@ def test_runtime_decodes_what_pytorch_decodes(bundle: Path):
 
 def test_runtime_decodes_the_chain_that_pytorch_decodes(bundle: Path):
     """A key clip, a full and a short continuation, each on its decoder's own last frame: rounding alone parts them."""
-    codec, model = VideoCodec.from_pretrained(bundle), OneDVA.from_pretrained(bundle)
+    codec, model = VideoCodec.from_pretrained(bundle, backend="onnxruntime"), OneDVA.from_pretrained(bundle)
     source = make_clip(80, 61, 90, seed=3)[:39]
     packets = codec.encode(source, tokens=37, keyframe_interval=0)
     assert [(packet.first_frame, packet.frames, packet.is_key) for packet in packets] == [
@@ -119,7 +119,7 @@ def test_in_context_velocity_model_exports_too(tmp_path: Path):
     )
     nano_model(config).save_pretrained(tmp_path / "paper")
     folder = export_bundle(tmp_path / "paper", tmp_path / "bundle", max_tokens=64, resolutions=[])
-    codec = VideoCodec.from_pretrained(folder)
+    codec = VideoCodec.from_pretrained(folder, backend="onnxruntime")
     frames = make_clip(17, 48, 64)
     packet = codec.encode_clip(frames, tokens=16)
     assert codec.decode_clip(packet, num_steps=2).shape == frames.shape
