@@ -53,7 +53,7 @@ def test_a_run_overfits_one_clip(
 ) -> None:
     clip = Clip("only", make_frames(1, 5, 64, 64)[0], 24.0)
 
-    def only(folder: Path, *, split: str, minimum_frames: int, workers: int = 0) -> list[Clip]:
+    def only(folder: Path, *, split: str, minimum_frames: int, workers: int = 0, short_side: int = 0) -> list[Clip]:
         if split == "dev":
             raise FileNotFoundError
         return [clip]
