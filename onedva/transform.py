@@ -115,9 +115,8 @@ class PatchTransform(nn.Module):
 
     def patches(self, coefficients: Tensor) -> Tensor:
         """Inverse of `coefficients` within the span of the basis: (…, R) → (…, 3072)."""
-        rows = coefficients.flatten(0, -2)  # of a strided tensor, PyTorch would multiply position by position
-        patches = torch.nn.functional.linear(rows, self.basis.T, self.mean.to(rows.dtype))
-        return patches.reshape(*coefficients.shape[:-1], PATCH_VALUES)
+        rows = coefficients.contiguous()  # of a strided tensor, PyTorch would multiply position by position
+        return torch.nn.functional.linear(rows, self.basis.T, self.mean.to(rows.dtype))
 
     def first_frame(self, coefficients: Tensor) -> Tensor:
         """Frame 0 of `patches` of a first group, its four outputs averaged: (…, R) → (…, 768)."""
@@ -132,10 +131,9 @@ class PatchTransform(nn.Module):
 
     def edges(self, coefficients: Tensor) -> Tensor:
         """`edge_values` of `patches`, without the patches: (…, R) → (…, 1536)."""
-        rows = coefficients.flatten(0, -2)
+        rows = coefficients.contiguous()
         basis, mean = edge_values(self.basis, PATCH_FRAMES), edge_values(self.mean, PATCH_FRAMES)
-        edges = torch.nn.functional.linear(rows, basis.T, mean.to(rows.dtype))
-        return edges.reshape(*coefficients.shape[:-1], len(basis.T))
+        return torch.nn.functional.linear(rows, basis.T, mean.to(rows.dtype))
 
     def first_frame_edges(self, coefficients: Tensor) -> Tensor:
         """`edge_values` of `first_frame`: (…, R) → (…, 384)."""

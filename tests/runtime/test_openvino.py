@@ -117,10 +117,10 @@ def test_info_says_what_it_runs_at(fake_bundle: Path) -> None:
     assert (info["backend"], info["dtype"], info["threads"]) == ("openvino", "fp32", 1)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 48), (48, 16)])
-def test_a_side_of_one_patch(shipped_bundle: Path, height: int, width: int) -> None:
-    """Nothing beside a patch: no border to soften, and no shape that would not fit."""
-    frames = make_clip(5, height, width)
+@pytest.mark.parametrize(("count", "height", "width"), [(5, 1, 1), (5, 16, 48), (5, 48, 16), (1, 48, 64)])
+def test_a_side_of_one_patch_and_a_clip_of_one_frame(shipped_bundle: Path, count: int, height: int, width: int) -> None:
+    """Nothing beside a patch: no border to soften, and no shape that would not fit; nor after frame 0."""
+    frames = make_clip(count, height, width)
     ours = opened(shipped_bundle, "fp32")
     packet = ours.encode_clip(frames, tokens=0)
     reference = VideoCodec.from_pretrained(shipped_bundle, backend="onnxruntime", threads=1)

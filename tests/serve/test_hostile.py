@@ -15,6 +15,7 @@ import hypothesis
 import hypothesis.errors
 import pytest
 import schemathesis
+import schemathesis.specs.openapi.schemas  # now: deep in a test, Python 3.11 may fail to compile it
 
 from onedva_runtime.clips import make_clip
 from onedva_runtime.video_pipe import PipeWriter

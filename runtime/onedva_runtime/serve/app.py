@@ -84,7 +84,7 @@ class EncodeQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     tokens: str = Field("auto", max_length=16, description="1D latents per clip: auto, a number, or as in 35dB.")
-    quantiser: float = Field(DEFAULT_STEP, ge=2**-10, le=2**10, description="Quantisation step of the latents.")
+    quantiser: float = Field(DEFAULT_STEP, ge=2**-10, le=2, description="Quantisation step of the latents.")
     keyframe_interval: int = Field(8, ge=0, le=10_000, description="Clips from one key clip to the next; 1: all.")
     low_latency: bool = Field(False, description="Clips of 5 frames.")
     deadline_s: float | None = Field(None, gt=0, le=86_400, description="Of no use later than this, from now.")

@@ -43,7 +43,7 @@ class _LiveQuery(BaseModel):
 class LiveEncodeQuery(_LiveQuery):
     """What a live encode is opened with."""
 
-    quantiser: float = Field(DEFAULT_STEP, ge=2**-10, le=2**10)
+    quantiser: float = Field(DEFAULT_STEP, ge=2**-10, le=2)
     keyframe_interval: int = Field(8, ge=0, le=10_000)
     max_kbps: float | None = Field(None, ge=0, le=1e6)
 
