@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -35,7 +35,7 @@ class _Http(H11Protocol):
         super().connection_lost(exc)
 
     def _lose_patience(self) -> None:
-        asked: object = self.cycle  # None before the first request, whatever its type says
+        asked = cast(object, self.cycle)  # None before the first request, whatever its type says
         if asked is None and self in self.connections:  # and no upgrade to a live session
             self.transport.close()
 
