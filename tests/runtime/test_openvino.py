@@ -68,7 +68,7 @@ def test_requests_go_back_and_shapes_used_long_ago_go(fake_bundle: Path) -> None
     codec = opened(fake_bundle)
     backend = codec._backend
     assert isinstance(backend, OpenVinoBackend)
-    for height in range(16, 16 * 7, 16):
+    for height in range(16, 16 * 9, 16):
         for _ in range(2):
             codec.decode_clip(codec.encode_clip(make_clip(5, height, 32), tokens=16))
     assert len(backend._compiled) == MAX_COMPILED

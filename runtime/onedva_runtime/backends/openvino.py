@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoBackend", "precisions"]
 
-MAX_COMPILED = 12  # graphs in memory, about 25 MB of weights each for `tiny`: four frame sizes or clip lengths
+MAX_COMPILED = (
+    20  # graphs in memory, about 25 MB of weights each for `tiny`: five for each of four sizes or clip lengths
+)
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised stays float32
 # whatever the dtype: in bf16, columns would choose other classes, and errors of a generator's many steps add up. The
 # encoder's transformer may run apart
