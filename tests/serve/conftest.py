@@ -37,7 +37,11 @@ class Running:
 
     def live(self, work: str, query: str, **options: Any) -> ClientConnection:
         """A live session of it: work is encode or decode."""
-        return connect(self.address.replace("http", "ws", 1) + f"/v1/live/{work}?{query}", max_size=None, **options)
+        return connect(
+            self.address.replace("http", "ws", 1) + f"/v1/live/{work}?{query}",
+            max_size=None,
+            **{"open_timeout": 60, **options},
+        )
 
 
 @contextmanager
