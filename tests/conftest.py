@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -45,6 +46,8 @@ NEEDS = {"gpu": _without_gpu, "tensorrt": _without_tensorrt, "slow": _unasked}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; what tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     unknown = _required() - set(NEEDS)
     if unknown:
         raise pytest.UsageError(f"ONEDVA_REQUIRE knows {', '.join(NEEDS)}; got {', '.join(sorted(unknown))}")
