@@ -35,6 +35,7 @@ class World:
 
 
 ALONE = World(0, 1, torch.device("cpu"))
+_ended: list[dist.ProcessGroup | None] = []  # groups that were left, until the process ends
 
 
 def start_world(device: str | None = None) -> World:
@@ -56,7 +57,11 @@ def start_world(device: str | None = None) -> World:
 
 
 def end_world(world: World) -> None:
+    """Leave the other processes."""
     if world.size > 1 and dist.is_initialized():
+        # Whoever lets go of a gloo group last joins its thread. That must not be DDP, which lives on here: it would
+        # wait with the GIL held, for which that thread may be waiting (seen with PyTorch 2.13).
+        _ended.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

@@ -46,7 +46,7 @@ NEEDS = {"gpu": _without_gpu, "tensorrt": _without_tensorrt, "slow": _unasked}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; what tests start would inherit it
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # behind a shell's &: what tests start would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     unknown = _required() - set(NEEDS)
     if unknown:
