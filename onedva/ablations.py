@@ -1,6 +1,7 @@
 """Ablations: one change at a time against what it was changed from, for the same time or steps, from the same seed.
 
     onedva ablate no-pca stem-depth-0 --clips FOLDER -o ablations --minutes 20
+    onedva ablate adamw p-full --clips FOLDER -o ablations --minutes 8 --init tiny   # every run begins from its weights
 
 Each side is a training run in a folder of its own, scored on the dev split at one and at four steps. Sides that are
 alike are trained once, and a run that is already in the folder is used again (or gone on with, if it was interrupted).
@@ -71,6 +72,12 @@ class Ablation:
     note: str = ""
     """What a reader of the numbers must know."""
 
+    @property
+    def of_training(self) -> bool:
+        """Whether both sides can begin from the same weights: what changes is how they are trained."""
+        sides = (self.baseline, self.variant)
+        return not any(side.model or "linear_start" in side.train for side in sides)
+
 
 ABLATIONS: dict[str, Ablation] = {
     "no-pca": Ablation(
@@ -132,20 +139,30 @@ def ablate(
     output: Path,
     model: OneDVAConfig,
     train: TrainConfig,
+    start: str | Path | None = None,
     size: int = 256,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train and score both sides of each named ablation; returns the comparison as plain data.
 
     clips: a folder of videos with a train and a dev split. output: folder of the runs. model, train: what the changes
-    are made to. size: side of the centre crop scored, in pixels.
+    are made to. start: a model of that configuration whose weights every run begins from, instead of a least-squares
+    start each; then only for changes that leave those weights of use. size: side of the centre crop scored, in pixels.
     Returns {"dev_videos", "runs": {label: {"changed", "trained_steps", "psnr_db": {decode steps: {latents: dB}}}},
     "ablations": {name: {"question", "note", "baseline" and "variant": labels, "difference_db": variant − baseline}}}.
-    Raises ValueError for unknown names or a folder with other runs, FileNotFoundError without clips of both splits.
+    Raises ValueError for unknown names, changes that `start` cannot serve, or a folder with other runs;
+    FileNotFoundError without clips of both splits.
     """
     unknown = [name for name in names if name not in ABLATIONS]
     if unknown or not names:
         raise ValueError(f"unknown ablations: {', '.join(unknown) or 'none named'}; choose from {', '.join(ABLATIONS)}")
+    if start is not None:
+        able = [name for name, ablation in ABLATIONS.items() if ablation.of_training]
+        if others := [name for name in names if name not in able]:
+            raise ValueError(
+                f"{', '.join(others)} cannot begin from given weights; these can: {', '.join(able)}. "
+                "Run the others without --init"
+            )
     dev = load_clips(clips, split="dev", minimum_frames=model.clip_frames)
     labels: dict[Side, str] = {Change().applied(model, train): "baseline"}
     changed = {"baseline": str(Change())}
@@ -161,7 +178,7 @@ def ablate(
     runs = {}
     for number, (label, side) in enumerate(sides.items(), 1):
         logger.info("run %d of %d, %s: %s", number, len(sides), label, changed[label])
-        scores = train_and_score(side, output / label, clips=clips, dev=dev, size=size, quiet=quiet)
+        scores = train_and_score(side, output / label, start=start, clips=clips, dev=dev, size=size, quiet=quiet)
         runs[label] = {"changed": changed[label], **scores}
     return {
         "dev_videos": len(dev),
@@ -180,17 +197,25 @@ def ablate(
 
 
 def train_and_score(
-    side: Side, folder: Path, *, clips: Path, dev: Sequence[Clip], size: int, quiet: bool
+    side: Side,
+    folder: Path,
+    *,
+    start: str | Path | None,
+    clips: Path,
+    dev: Sequence[Clip],
+    size: int,
+    quiet: bool,
 ) -> dict[str, Any]:
     """{"trained_steps", "psnr_db"} of one run, read from `folder` if finished there. ValueError if it holds another."""
     config, scores = folder / CONFIG, folder / SCORES
-    if config.exists() and json.loads(config.read_text()) != side.to_json():
+    settings = {**side.to_json(), **({} if start is None else {"start": str(start)})}
+    if config.exists() and json.loads(config.read_text()) != settings:
         raise ValueError(f"{folder} holds a run with other settings; choose another output folder")
     if scores.exists():
         return json.loads(scores.read_text())
-    write_whole(config, lambda path: path.write_text(json.dumps(side.to_json(), indent=2) + "\n"))
+    write_whole(config, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
     resume = (folder / TRAINING).exists()
-    run(clips=clips, output=folder, model=side.model, train=side.train, resume=resume, quiet=quiet)
+    run(clips=clips, output=folder, model=side.model, train=side.train, start=start, resume=resume, quiet=quiet)
     network = load_model(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     found = evaluate(network, dev, tokens=LENGTHS, steps=DECODE_STEPS, size=size)
     result = {

@@ -27,6 +27,15 @@ def ablate(
         Path, typer.Option("--output", "-o", help="The folder for the runs, ablations.json and ablations.md.")
     ] = Path("ablations"),
     preset: Annotated[str, typer.Option("--preset", help="nano, tiny, small, base, large or paper.")] = "tiny",
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            help="A model whose weights all runs begin from, in place of a least-squares start each: a folder or a "
+            "shipped name. For what changes training alone.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps of each run.")] = 20_000,
     minutes: Annotated[
         float | None, typer.Option("--minutes", min=0, help="End each run after this much time if that comes first.")
@@ -42,15 +51,25 @@ def ablate(
     """
     with needs_extra("train"):
         from onedva.ablations import ABLATIONS, ablate
+        from onedva.checkpoint import load_model
         from onedva.config import TrainConfig
         from onedva.config import preset as preset_named
 
     terminal = Terminal(quiet=quiet, as_json=json)
     terminal.start_logging()
     train = TrainConfig(steps=steps, minutes=minutes, evaluate_every=0.0, seed=seed)
-    chosen = list(ABLATIONS) if names == ["all"] else names
-    result = ablate(chosen, clips=clips, output=output, model=preset_named(preset), train=train, quiet=quiet)
-    document = {"preset": preset, "steps": steps, "minutes": minutes, "seed": seed, **result}
+    model = preset_named(preset) if init is None else load_model(init).config
+    able = [name for name, ablation in ABLATIONS.items() if init is None or ablation.of_training]
+    chosen = able if names == ["all"] else names
+    result = ablate(chosen, clips=clips, output=output, model=model, train=train, start=init, quiet=quiet)
+    document = {
+        "preset": preset if init is None else None,
+        "init": init,
+        "steps": steps,
+        "minutes": minutes,
+        "seed": seed,
+        **result,
+    }
     tables = ablation_tables(document)
     write_whole(output / "ablations.json", to_json(document), overwrite=True)
     write_whole(output / "ablations.md", "\n".join(to_markdown(table) for table in tables), overwrite=True)

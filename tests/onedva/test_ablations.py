@@ -46,7 +46,17 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, OneDVAConfig, 
     """Replaces training and scoring: a run scores 20 dB and what its settings earn. Returns what was run."""
     made: list[tuple[str, OneDVAConfig, TrainConfig, bool]] = []
 
-    def run(*, clips: Path, output: Path, model: OneDVAConfig, train: TrainConfig, resume: bool, quiet: bool) -> None:
+    def run(
+        *,
+        clips: Path,
+        output: Path,
+        model: OneDVAConfig,
+        train: TrainConfig,
+        start: str | None,
+        resume: bool,
+        quiet: bool,
+    ) -> None:
+        (output / "start").write_text(str(start))
         made.append((output.name, model, train, resume))
         (output / "log.jsonl").write_text('{"step": 1}\n{"step": 7}\n')
 
@@ -113,6 +123,18 @@ def test_a_run_in_the_folder_is_used_gone_on_with_or_refused(
     assert [(label, resume) for label, _, _, resume in fake_runs[2:]] == [("stem-depth-0", True)]
     with pytest.raises(ValueError, match="baseline holds a run with other settings"):
         do(["stem-depth-0"], tmp_path, nano(), dataclasses.replace(QUICK, seed=1))
+
+
+def test_runs_begin_from_given_weights_where_those_are_of_use(
+    nano: Callable[..., OneDVAConfig], tmp_path: Path, fake_runs: list
+) -> None:
+    do(["adamw", "p-full"], tmp_path, nano(), start="tiny")
+    assert len(fake_runs) == 4
+    assert {path.read_text() for path in tmp_path.glob("*/start")} == {"tiny"}
+    with pytest.raises(ValueError, match="baseline holds a run with other settings"):
+        do(["no-full-noise"], tmp_path, nano(), start="other")
+    with pytest.raises(ValueError, match="stem-depth-0, no-pca cannot begin from given weights; these can: no-full-no"):
+        do(["stem-depth-0", "adamw", "no-pca"], tmp_path, nano(), start="tiny")
 
 
 def test_the_velocity_baseline_has_no_transform(
