@@ -190,22 +190,26 @@ class Decoder(nn.Module):
     def remainder(
         self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform
     ) -> tuple[Tensor, Tensor]:
-        """Coefficients (B, Tg, P, R) of what the preview lacks: what the network predicts, and what `noisy` shows of
-        it. And the variance (B, Tg, P, 1) of what the prediction lacks, over the usual.
+        """`remainder_of` what a noisy video (B, 3, T, H, W) shows of the remainder."""
+        seen = noisy - flow.per_frame(1 - t, noisy.shape[2]) * condition.preview
+        return self.remainder_of(transform.shown(patchify(seen)), t, condition, transform)
 
-        Less the preview's part, `noisy` is (1 − t)·remainder + t·noise. Were the remainder normal around the prediction
-        r̂ with a variance σ², its mean given that would be r̂ + (1 − t)σ² / ((1 − t)²σ² + t²) · (seen − (1 − t)·r̂): so
-        later steps keep the texture that earlier ones drew from the noise, where and as much as the clip has any.
+    def remainder_of(
+        self, seen: Tensor, t: Tensor, condition: Condition, transform: PatchTransform
+    ) -> tuple[Tensor, Tensor]:
+        """Coefficients (B, Tg, P, R) of what the preview lacks: what the network predicts, and what is seen of it. And
+        the variance (B, Tg, P, 1) of what the prediction lacks, over the usual.
+
+        seen (B, Tg, P, R) is (1 − t)·remainder + t·noise. Were the remainder normal around the prediction r̂ with a
+        variance σ², its mean given that would be r̂ + (1 − t)σ² / ((1 − t)²σ² + t²) · (seen − (1 − t)·r̂): so later
+        steps keep the texture that earlier ones drew from the noise, where and as much as the clip has any.
         """
-        kept = 1 - t
-        seen = noisy - flow.per_frame(kept, noisy.shape[2]) * condition.preview
-        seen = patchify(seen).flatten(2, 3) @ transform.basis.T  # (B, Tg, P, R)
-        kept, noise = kept[..., None, None], t.square()[..., None, None]  # (B, Tg, 1, 1)
+        kept, noise = (1 - t)[..., None, None], t.square()[..., None, None]  # (B, Tg, 1, 1)
         usual = transform.remainder_std.square()
         # a given frame (t = 0) is seen whole, not less a preview
         expected = torch.where(noise == 0, transform.coefficient_std.square(), kept.square() * usual + noise)
-        hidden, context = self.features(self.patch_in(seen.to(noisy.dtype) * expected.rsqrt()), t, condition)
-        with torch.autocast(noisy.device.type, enabled=False):
+        hidden, context = self.features(self.patch_in(seen.float() * expected.rsqrt()), t, condition)
+        with torch.autocast(seen.device.type, enabled=False):
             predicted, local = self.predicted(hidden, context, seen.float(), t, condition, transform)
             variance = usual * local
             gain = kept * variance / (kept.square() * variance + noise).clamp(min=1e-8)

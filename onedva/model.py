@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onedva import flow
+from onedva import few_steps, flow
 from onedva.config import OneDVAConfig
 from onedva.decoder import Condition, Decoder
 from onedva.encoder import Encoder, EncoderOutput
@@ -195,9 +195,12 @@ class OneDVA(nn.Module):
             given = pad_to_patches(context_frame[:, :, None])
             start = torch.where(z.is_key[:, None, None, None, None], noise[:, :, :1], given)
             noise = torch.cat([start, noise[:, :, 1:]], dim=2)
-        video = flow.euler(
-            lambda x, t: self.decoder.velocity(x, generated * t, condition, self.transform), noise, times
-        )
+        if num_steps > 1 and self.transform is not None and few_steps.in_coefficients(self.config):
+            video = few_steps.decode(noise, times, condition, z.is_key, self.decoder, self.transform)
+        else:
+            video = flow.euler(
+                lambda x, t: self.decoder.velocity(x, generated * t, condition, self.transform), noise, times
+            )
         return DecodeOutput(crop(video, z.size))
 
     def forward(

@@ -139,6 +139,10 @@ class PatchTransform(nn.Module):
         """`edge_values` of `first_frame`: (…, R) → (…, 384)."""
         return coefficients @ edge_values(self.first_basis(), 1) + edge_values(self.first_mean(), 1)
 
+    def shown(self, patches: Tensor) -> Tensor:
+        """Coefficients of patches without the mean: (B, Tg, Hg, Wg, 3072) → (B, Tg, P, R)."""
+        return patches.flatten(2, 3) @ self.basis.T
+
     def of_first_frame(self, values: Tensor) -> Tensor:
         """Coefficients of a group that is one frame four times, without the mean: (…, 768) → (…, R)."""
         return values @ self.basis.unflatten(1, (PATCH_FRAMES, -1)).sum(dim=1).T

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from onedva.config import OneDVAConfig
 from onedva.decoder import Condition
+from onedva.few_steps import begin, finish, first_patches, in_coefficients, step, to_packed_frames
 from onedva.model import OneDVA
-from onedva.one_step import has_one_step, one_step
+from onedva.one_step import one_step
 from onedva.patches import patchify_frames
 from onedva_runtime import placement
 
@@ -97,6 +99,62 @@ class OneStepGraph(nn.Module):
         return one_step(self.decoder, condition, is_key, context_frame, self.transform)
 
 
+class BeginGraph(nn.Module):
+    """Latents and noise → the state that steps in coefficients begin from, and what they need of the latents."""
+
+    def __init__(self, model: OneDVA) -> None:
+        super().__init__()
+        self.decoder, self.transform = model.decoder, model.transform
+
+    def forward(
+        self,
+        structural: Tensor,
+        latents: Tensor,
+        anchors: Tensor,
+        has_latents: Tensor,
+        resolution: Tensor,
+        is_key: Tensor,
+        context_frame: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, ...]:
+        assert self.transform is not None
+        condition = self.decoder.condition(
+            structural, latents, anchors, has_latents, resolution, is_key, self.transform
+        )
+        given = first_patches(patchify_frames(context_frame[:, None]))
+        state = begin(condition, noise, is_key, given, self.decoder, self.transform)
+        return state.reshape(*structural.shape[:4], -1), condition.context, condition.keys_values
+
+
+class StepGraph(nn.Module):
+    """The state at t → its velocity: once per step but the last."""
+
+    def __init__(self, model: OneDVA) -> None:
+        super().__init__()
+        self.decoder, self.transform = model.decoder, model.transform
+
+    def forward(self, state: Tensor, t: Tensor, context: Tensor, keys_values: Tensor) -> Tensor:
+        assert self.transform is not None
+        condition = Condition(context, keys_values, context.new_zeros(0))  # steps have no use for a preview
+        return step(state.flatten(2, 3), t, condition, self.decoder, self.transform).reshape(state.shape)
+
+
+class FinishGraph(nn.Module):
+    """The state at t, by a last step → frames uint8 (B, T, H, W, 3)."""
+
+    def __init__(self, model: OneDVA) -> None:
+        super().__init__()
+        self.decoder, self.transform = model.decoder, model.transform
+
+    def forward(
+        self, state: Tensor, t: Tensor, context: Tensor, keys_values: Tensor, is_key: Tensor, context_frame: Tensor
+    ) -> Tensor:
+        assert self.transform is not None
+        condition = Condition(context, keys_values, context.new_zeros(0))
+        patches = finish(state.flatten(2, 3), t, condition, self.decoder, self.transform)
+        return to_packed_frames(*patches, is_key, context_frame, self.decoder)
+
+
 @dataclass(frozen=True)
 class GraphPlan:
     """One graph to export: module, groups of its longest clip, example inputs by name, the symbol of each axis, output
@@ -128,10 +186,7 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
         torch.randn(batch, groups, height, width, config.structural_channels),
         torch.randn(batch, count, config.latent_channels),
     )
-    in_context = config.conditioning == "in_context"
-    keys_values: tuple[int | str, ...] = (
-        ("B", "K+5", config.width + 3) if in_context else ("B", config.diffusion_depth, 2, config.heads, "K", 64)
-    )
+    keys_values = keys_values_symbols(config)
     pixels = ("B", 3, "T", "H", "W")
     with torch.no_grad():
         has_latents = torch.ones(batch, dtype=torch.bool)
@@ -191,19 +246,64 @@ def plan_graphs(model: OneDVA) -> list[GraphPlan]:
             {"velocity": pixels},
         ),
     ]
-    if has_one_step(config):
-        context_frame = torch.randint(0, 256, (batch, *video[3:], 3), dtype=torch.uint8)
-        plans.append(
-            GraphPlan(
-                "one_step",
-                OneStepGraph(model),
-                most,
-                {**latent_inputs, **common, "context_frame": context_frame},
-                {**latent_symbols, **resolution, "context_frame": ("B", "H", "W", 3)},
-                {"frames": ("B", "T", "H", "W", 3)},
-            )
-        )
+    if in_coefficients(config):
+        plans += plan_coefficient_graphs(model, most, latent_inputs | common, latent_symbols | resolution, condition)
     return plans
+
+
+def plan_coefficient_graphs(
+    model: OneDVA,
+    max_groups: int,
+    latent_inputs: dict[str, Tensor],
+    latent_symbols: dict[str, tuple[int | str, ...]],
+    condition: Condition,
+) -> list[GraphPlan]:
+    """`one_step`, and `begin`, `step`, `finish`, for a model that decodes in coefficients.
+
+    latent_inputs, latent_symbols: of `condition`, which is what the model made of them.
+    """
+    config = model.config
+    batch, groups, height, width = condition.context.shape[:4]
+    count, size = 4 * groups - 3, (16 * height, 16 * width)
+    grid = ("B", "Tg", "Hg", "Wg")
+    frame = {"context_frame": torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8)}
+    noise = {"noise": torch.randn(batch, 3, count, *size)}
+    state = {
+        "state": torch.randn(batch, groups, height, width, config.components),
+        "t": torch.full((batch, groups), 0.5),
+        "context": condition.context,
+        "keys_values": condition.keys_values,
+    }
+    is_key = {"is_key": latent_inputs["is_key"]}
+    symbols: dict[str, tuple[int | str, ...]] = {
+        **latent_symbols,
+        "context_frame": ("B", "H", "W", 3),
+        "noise": ("B", 3, "T", "H", "W"),
+        "state": (*grid, config.components),
+        "t": ("B", "Tg"),
+        "context": (*grid, condition.context.shape[-1]),
+        "keys_values": keys_values_symbols(config),
+        "velocity": (*grid, config.components),
+        "frames": ("B", "T", "H", "W", 3),
+    }
+
+    def plan(name: str, module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> GraphPlan:
+        given, made = ({one: symbols[one] for one in names} for names in (inputs, outputs))
+        return GraphPlan(name, module, max_groups, inputs, given, made)
+
+    return [
+        plan("one_step", OneStepGraph(model), latent_inputs | frame, ("frames",)),
+        plan("begin", BeginGraph(model), latent_inputs | frame | noise, ("state", "context", "keys_values")),
+        plan("step", StepGraph(model), state, ("velocity",)),
+        plan("finish", FinishGraph(model), state | is_key | frame, ("frames",)),
+    ]
+
+
+def keys_values_symbols(config: OneDVAConfig) -> tuple[int | str, ...]:
+    """The axes of what the diffusion transformer attends to of the 1D latents."""
+    if config.conditioning == "in_context":
+        return ("B", "K+5", config.width + 3)
+    return ("B", config.diffusion_depth, 2, config.heads, "K", 64)
 
 
 def export_graph(plan: GraphPlan) -> onnx.ModelProto:

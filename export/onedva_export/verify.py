@@ -18,6 +18,7 @@ from onedva.flow import schedule
 from onedva.model import HybridLatents, OneDVA, to_video
 from onedva_runtime import placement
 from onedva_runtime.backends.onnxruntime import load_onnxruntime
+from onedva_runtime.manifest import FEW_STEPS
 from onedva_runtime.noise import gaussian
 
 ONE_STEP_DB = 60.0
@@ -115,7 +116,7 @@ def open_sessions(folder: Path, *, optimised: bool) -> dict[str, Any]:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return {
         name: onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-        for name in ("encoder", "condition", "velocity", "one_step")
+        for name in ("encoder", "condition", "velocity", "one_step", *sorted(FEW_STEPS))
         if (folder / f"{name}.onnx").exists()
     }
 
@@ -158,22 +159,23 @@ def compare(model: OneDVA, sessions: dict[str, Any], case: Case, *, optimised: b
     key = torch.from_numpy(is_key)
     z = model.encode(video, anchors=torch.from_numpy(anchors), is_key=key).latent_dist.mode()
     thin: HybridLatents = z if case.tokens else z.thin(0)
+    known = model.condition(thin)
+    wanted = {value.name for value in sessions["velocity"].get_inputs()}
+    shared = {name: value for name, value in condition.items() if name in wanted}
     scores = {}
     for steps in (1, 4):
-        given = video[:, :, 0]
-        reference = model.decode(
-            thin, num_steps=steps, noise=torch.from_numpy(noise), context_frame=given
-        ).sample.numpy()
-        got, schedule_times = noise.copy(), schedule(steps)
-        wanted = {value.name for value in sessions["velocity"].get_inputs()}
-        shared = {name: value for name, value in condition.items() if name in wanted}
-        for now, after in pairwise(schedule_times):
-            feeds = {"noisy_video": got, "t": times * np.float32(now), **shared}
-            got = got + np.float32(after - now) * sessions["velocity"].run(["velocity"], feeds)[0]
-        scores[steps] = 10 * np.log10(4.0 / max(float(np.square(got - reference).mean()), 1e-12))
-        if steps == 1 and "one_step" in sessions:
-            packed = sessions["one_step"].run(["frames"], {**latent_feeds, "context_frame": frames[:, 0]})[0]
-            scores[1] = min(scores[1], levels_db(packed, reference))
+        got, reference = noise.copy(), torch.from_numpy(noise)
+        for now, after in pairwise(schedule(steps)):
+            at, dt = times * np.float32(now), after - now
+            feeds = {"noisy_video": got, "t": at, **shared}
+            got = got + np.float32(dt) * sessions["velocity"].run(["velocity"], feeds)[0]
+            reference = reference + dt * model.decoder.velocity(reference, torch.from_numpy(at), known, model.transform)
+        error = float(np.square(got - reference.numpy()).mean())
+        scores[steps] = 10 * np.log10(4.0 / max(error, 1e-12))
+        packed = shortcut(sessions, latent_feeds, frames[:, 0], noise, times, steps=steps)
+        if packed is not None:
+            decoded = model.decode(thin, num_steps=steps, noise=torch.from_numpy(noise), context_frame=video[:, :, 0])
+            scores[steps] = min(scores[steps], levels_db(packed, decoded.sample.numpy()))
     return Parity(
         case,
         optimised,
@@ -182,6 +184,34 @@ def compare(model: OneDVA, sessions: dict[str, Any], case: Case, *, optimised: b
         float(scores[1]),
         float(scores[4]),
     )
+
+
+def shortcut(
+    sessions: dict[str, Any],
+    latent_feeds: dict[str, np.ndarray],
+    context_frame: np.ndarray,
+    noise: np.ndarray,
+    times: np.ndarray,
+    *,
+    steps: int,
+) -> np.ndarray | None:
+    """Frames (B, T, H, W, 3) by the graphs that make them without a velocity of pixels; None where there are none.
+
+    context_frame (B, H, W, 3); noise as `model.decode` takes it; times (B, Tg): 0 for a given group, else 1.
+    """
+    feeds = {**latent_feeds, "context_frame": context_frame}
+    if steps == 1 and "one_step" in sessions:
+        return sessions["one_step"].run(["frames"], feeds)[0]
+    if steps == 1 or "begin" not in sessions:
+        return None
+    state, *made = sessions["begin"].run(["state", "context", "keys_values"], {**feeds, "noise": noise})
+    known = dict(zip(("context", "keys_values"), made, strict=True))
+    path = schedule(steps)
+    for now, after in pairwise(path[:-1]):
+        velocity = sessions["step"].run(["velocity"], {"state": state, "t": times * np.float32(now), **known})[0]
+        state = state + np.float32(after - now) * velocity
+    last = {"state": state, "t": times * np.float32(path[-2]), "is_key": latent_feeds["is_key"]}
+    return sessions["finish"].run(["frames"], {**last, **known, "context_frame": context_frame})[0]
 
 
 def levels_db(packed: np.ndarray, reference: np.ndarray) -> float:

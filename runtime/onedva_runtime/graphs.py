@@ -12,10 +12,10 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Backend, Float32, SamplesOnDevice
+from onedva_runtime.backends import Backend, Float32, SamplesOnDevice, StepsInCoefficients
 from onedva_runtime.manifest import SamplerSpec
 from onedva_runtime.noise import gaussian
-from onedva_runtime.sampler import integrate, linear_timesteps, moving_timesteps, pack_frames
+from onedva_runtime.sampler import euler, integrate, linear_timesteps, moving_timesteps, pack_frames
 
 __all__ = ["OnTiming", "decode_batch", "encode_batch", "timed"]
 
@@ -84,7 +84,7 @@ def decode_batch(
     seed: int,
     corners: Sequence[tuple[int, int]] | None = None,
     context_frames: Sequence[npt.NDArray[np.uint8] | None] | None = None,
-    one_graph: bool = True,
+    shortcuts: bool = True,
     on_timing: OnTiming | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode clips to frames (B, T, H, W, 3), padded as they were encoded; frame 0 of a continuation clip is its
@@ -93,8 +93,9 @@ def decode_batch(
     structural (B, Tg, Hg, Wg, Zs), latents (B, K, Z), anchors (B, K); fps and first_frames, the number of frame 0 in
     its video: one per clip. num_steps 0: preview. corners: (top, left) of each clip in its video, (0, 0) by default.
     context_frames: for each continuation clip the frame (H, W, 3) before it, padded, None for each key clip; all are
-    key clips by default. one_graph: take one step by one graph where the bundle has it (at t = 1 the noise has no
-    weight); False goes through condition and velocity, to the same frames within rounding.
+    key clips by default. shortcuts: where the bundle has the graphs, take one step by one graph (at t = 1 the noise has
+    no weight), to the same frames within rounding, and several in coefficients, where borders of patches are softened
+    once, at the end; False goes through condition and velocity on pixels.
     """
     batch, groups, grid_height, grid_width, _ = structural.shape
     count, height, width = 4 * groups - 3, 16 * grid_height, 16 * grid_width
@@ -109,11 +110,10 @@ def decode_batch(
         _resolution(count, height, width, fps),
         keys,
     )
-    if num_steps == 1 and one_graph and backend.has_one_step:
-        blank = np.zeros((height, width, 3), np.uint8)
-        frames_before = np.stack([blank if context is None else context for context in contexts])
+    blank = np.zeros((height, width, 3), np.uint8)
+    if num_steps == 1 and shortcuts and backend.has_one_step:
         with timed(on_timing, "decode"):
-            return backend.one_step(*given, frames_before)
+            return backend.one_step(*given, _stacked(contexts, blank))
     places = [(n, y, x) for n, (y, x) in zip(first_frames, corners or [(0, 0)] * batch, strict=True)]
     if num_steps and backend.samples_on_device:
         from onedva_runtime.backends.device_sampler import Sampling
@@ -122,22 +122,41 @@ def decode_batch(
             timesteps = moving_timesteps(num_steps, min_t=sampler.schedule.min_t)
             sampling = Sampling((batch, 3, count, height, width), seed, places, timesteps, contexts)
             return cast(SamplesOnDevice, backend).sample(given, sampling)
+    # What is given sits at t = 0, where velocity is 0: the context frame goes through every step as it is.
+    generated = np.ones((batch, groups), np.float32)
+    generated[~keys, 0] = 0
+
+    def drawn() -> Float32:
+        with timed(on_timing, "noise"):
+            box = {"frames": count, "height": height, "width": width, "threads": backend.threads}
+            clips = [gaussian(seed, first_frame=n, top=y, left=x, **box) for n, y, x in places]
+            return clips[0][None] if batch == 1 else np.stack(clips)
+
+    if num_steps > 1 and shortcuts and backend.has_few_steps:
+        stepping = cast(StepsInCoefficients, backend)
+        noise, context_frame = drawn(), _stacked(contexts, blank)
+        with timed(on_timing, "condition"):
+            state, condition = stepping.begin(*given, context_frame, noise)
+        times = moving_timesteps(num_steps, min_t=sampler.schedule.min_t)
+        with timed(on_timing, "velocity"):
+            if len(times) > 2:
+                state = euler(
+                    lambda now, t: stepping.step(now, generated * np.float32(t), condition),
+                    state,
+                    times[:-1],
+                    threads=backend.threads,
+                )
+            return stepping.finish(state, generated * times[-2], condition, keys, context_frame)
     with timed(on_timing, "condition"):
         condition = backend.condition(*given)
     velocity, dt = None, 0.0
     if num_steps == 0:
         video = condition.preview()
     else:
-        with timed(on_timing, "noise"):
-            box = {"frames": count, "height": height, "width": width, "threads": backend.threads}
-            clips = [gaussian(seed, first_frame=n, top=y, left=x, **box) for n, y, x in places]
-            noise = clips[0][None] if batch == 1 else np.stack(clips)
-            for row, context in enumerate(contexts):
-                if context is not None:
-                    noise[row, :, 0] = context.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
-        # What is given sits at t = 0, where velocity is 0: the context frame goes through every step as it is.
-        generated = np.ones((batch, groups), np.float32)
-        generated[~keys, 0] = 0
+        noise = drawn()
+        for row, context in enumerate(contexts):
+            if context is not None:
+                noise[row, :, 0] = context.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
         with timed(on_timing, "velocity"):
             video, velocity, dt = integrate(
                 lambda noisy, t: backend.velocity(noisy, generated * np.float32(t), condition),
@@ -147,3 +166,8 @@ def decode_batch(
             )
     with timed(on_timing, "pack"):
         return pack_frames(video, velocity=velocity, dt=dt, threads=backend.threads)
+
+
+def _stacked(contexts: Sequence[npt.NDArray[np.uint8] | None], blank: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Context frames (B, H, W, 3), blank where a key clip has none."""
+    return np.stack([blank if context is None else context for context in contexts])

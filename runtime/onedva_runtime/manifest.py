@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 3  # 1 placed each latent on a patch of its own, 2 by the sum of texture and motion
+FEW_STEPS = frozenset({"begin", "step", "finish"})  # graphs that a bundle has all or none of
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,11 @@ class Manifest:
         """Longest latent sequence to use: no more than was exported, and than was trained."""
         return min(self.lengths.max_tokens, self.lengths.trained_tokens)
 
+    @property
+    def has_few_steps(self) -> bool:
+        """Whether several steps can be taken in coefficients."""
+        return self.graphs.keys() >= FEW_STEPS
+
     def weights_of(self, graph: str) -> str:
         """The file that a graph's external data lies in."""
         return self.generator.weights if graph == "generator" and self.generator is not None else "model.safetensors"
@@ -324,14 +330,17 @@ def _check_values(manifest: Manifest) -> None:
         <= sampler.default_steps
         <= sampler.max_steps
         <= 50,
-        "graphs must be encoder, condition, velocity and, where it pays, one_step": manifest.graphs.keys()
-        - {"generator"}
-        in ({"encoder", "condition", "velocity"}, {"encoder", "condition", "velocity", "one_step"}),
+        "graphs must be encoder, condition, velocity and, where they pay, one_step, and begin, step and finish": (
+            {"encoder", "condition", "velocity"}
+            <= manifest.graphs.keys()
+            <= {"encoder", "condition", "velocity", "one_step", *FEW_STEPS, "generator"}
+        )
+        and (manifest.has_few_steps or not FEW_STEPS & manifest.graphs.keys()),
         "generator must be there with its graph, and only then": (manifest.generator is not None)
         == ("generator" in manifest.graphs),
         "golden.cases must not be empty": len(manifest.golden.cases) > 0,
         "tensorrt must have the names of graphs, frames of 1 + 4n and sides that are multiples of 16": all(
-            static.graphs.keys() == manifest.graphs.keys() - {"generator"}
+            static.graphs.keys() == manifest.graphs.keys() - {"generator", *FEW_STEPS}
             and static.frames > 0
             and static.frames % 4 == 1
             and min(static.height, static.width) > 0

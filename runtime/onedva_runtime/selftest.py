@@ -68,7 +68,7 @@ def _run_case(
                 sampler=bundle.manifest.sampler,
                 num_steps=case.num_steps,
                 seed=case.seed,
-                one_graph=way,
+                shortcuts=way,
             ),
             decoded,
         )

@@ -42,6 +42,7 @@ class TritonBackend:
     def __init__(self, manifest: Manifest) -> None:
         self._triton: Any = import_module("triton_python_backend_utils")
         self.has_one_step = "one_step" in manifest.graphs
+        self.has_few_steps = False
         self._condition_outputs = tuple(spec.name for spec in manifest.graphs["condition"].outputs)
         self._shared = {spec.name for spec in manifest.graphs["velocity"].inputs} - {"noisy_video", "t"}
 

@@ -97,8 +97,11 @@ def write_triton(bundle: Bundle, folder: str | os.PathLike[str], *, overwrite: b
 def configurations(manifest: Manifest) -> dict[str, str]:
     """config.pbtxt of each model, by its name without `onedva_`."""
     texts: dict[str, str] = {}
-    for name, graph in manifest.graphs.items():
-        head = _GRAPH.format(what=_WHAT[name], name=name, file=graph.file, max_batch=MAX_BATCH, delay=QUEUE_DELAY_US)
+    for name, what in _WHAT.items():
+        if name not in manifest.graphs:
+            continue
+        graph = manifest.graphs[name]
+        head = _GRAPH.format(what=what, name=name, file=graph.file, max_batch=MAX_BATCH, delay=QUEUE_DELAY_US)
         texts[name] = head + "".join(_graph_tensor("input", one) for one in graph.inputs)
         texts[name] += "".join(_graph_tensor("output", one) for one in graph.outputs)
     structural, latents = manifest.model.structural_channels, manifest.model.latent_channels

@@ -232,7 +232,7 @@ def test_one_step_is_one_graph_and_gives_what_the_others_give(bundle: Path, back
     opened, packet = codec._engine.backend, codec.encode_clip(make_clip(13, 64, 96, seed=3), tokens=32)
     context = make_clip(1, 64, 96, seed=4)[0]
 
-    def decode(seed: int, context: np.ndarray | None, *, one_graph: bool = True) -> np.ndarray:
+    def decode(seed: int, context: np.ndarray | None, *, shortcuts: bool = True) -> np.ndarray:
         return decode_batch(
             opened,
             packet.structural[None],
@@ -244,23 +244,54 @@ def test_one_step_is_one_graph_and_gives_what_the_others_give(bundle: Path, back
             num_steps=1,
             seed=seed,
             context_frames=[context],
-            one_graph=one_graph,
+            shortcuts=shortcuts,
         )
 
     assert opened.has_one_step
     for before in (None, context):
         fast = decode(0, before)
-        slow = [decode(seed, before, one_graph=False) for seed in (0, 1)]
+        slow = [decode(seed, before, shortcuts=False) for seed in (0, 1)]
         assert fast.dtype == np.uint8 and fast.shape == slow[0].shape
         assert np.abs(fast.astype(int) - slow[0]).max() <= 1 and (fast != slow[0]).mean() < 1e-3
         assert np.abs(slow[1].astype(int) - slow[0]).max() <= 1
         assert (fast[0, 0] == context).all() == (before is not None)
 
 
-def test_only_models_whose_noise_has_no_weight_get_the_one_step_graph(bundle: Path):
-    from onedva.one_step import has_one_step
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("steps", [2, 4])
+def test_several_steps_in_coefficients_are_the_models(bundle: Path, backend: str, steps: int):
+    """Key and continuation clips in one batch, against PyTorch with the same noise."""
+    from onedva_runtime.graphs import decode_batch
 
-    assert (bundle / "one_step.onnx").exists() and has_one_step(NANO)
-    assert not has_one_step(replace(NANO, pca=False)) and not has_one_step(
-        replace(NANO, prediction="velocity", pca=False)
+    codec = VideoCodec.from_pretrained(bundle, backend=backend, dtype="fp32", threads=1)
+    frames = np.stack([make_clip(13, 64, 96, seed=seed) for seed in (3, 4)])
+    model, key = OneDVA.from_pretrained(bundle).eval(), torch.tensor([True, False])
+    video = to_video(torch.from_numpy(frames))
+    z = model.encode(video, tokens=32, is_key=key).latent_dist.mode()
+    noise = torch.from_numpy(gaussian(5, first_frame=0, frames=13, height=64, width=96))[None].expand(2, -1, -1, -1, -1)
+    wanted = to_frames(model.decode(z, num_steps=steps, noise=noise, context_frame=video[:, :, 0]).sample)
+    assert codec._engine.backend.has_few_steps
+    got = decode_batch(
+        codec._engine.backend,
+        z.structural.detach().numpy(),
+        z.latents.detach().numpy(),
+        z.anchors.numpy(),
+        [24.0, 24.0],
+        [0, 0],
+        sampler=codec.manifest.sampler,
+        num_steps=steps,
+        seed=5,
+        context_frames=[None, frames[1, 0]],
     )
+    assert got.dtype == np.uint8 and got.shape == frames.shape
+    assert np.abs(got.astype(int) - wanted).max() <= 1 and (got != wanted).mean() < 1e-3
+    assert (got[1, 0] == frames[1, 0]).all()
+
+
+def test_only_models_that_decode_in_coefficients_get_the_graphs_for_it(bundle: Path):
+    from onedva.few_steps import in_coefficients
+
+    assert in_coefficients(NANO)
+    assert all((bundle / f"{name}.onnx").exists() for name in ("one_step", "begin", "step", "finish"))
+    assert not in_coefficients(replace(NANO, pca=False))
+    assert not in_coefficients(replace(NANO, prediction="velocity", pca=False))

@@ -160,7 +160,7 @@ def test_one_step_in_one_graph_does_not_make_steps_look_free(
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
     class Timed(Failing):
-        has_one_step = True
+        has_one_step, has_few_steps = True, False
 
         def velocity(self, *arguments: Any) -> Any:
             now[0] += 0.1

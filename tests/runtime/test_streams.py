@@ -172,7 +172,7 @@ class Clock:
         self.step_s, self.latent_s = step_s, latent_s
         monkeypatch.setattr("time.perf_counter", lambda: self.now)
         self.name, self.threads, self.dtype = self.backend.name, self.backend.threads, self.backend.dtype
-        self.has_one_step = self.samples_on_device = False
+        self.has_one_step = self.has_few_steps = self.samples_on_device = False
 
     def encode(self, frames: Any, resolution: Any, is_key: Any, anchors: Any) -> Any:
         self.now += 0.1 + self.latent_s * anchors.shape[1]

@@ -17,7 +17,7 @@ from onedva_runtime.serve.batching import BatchedBackend, Batcher
 class Slow:
     """A backend of which only what batching uses is there: it doubles, and takes its time."""
 
-    name, threads, dtype, has_one_step = "slow", 64, "fp32", True
+    name, threads, dtype, has_one_step, has_few_steps = "slow", 64, "fp32", True, False
 
     def __init__(self) -> None:
         self.runs: list[int] = []  # rows of each, negative where it failed

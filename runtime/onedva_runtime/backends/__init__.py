@@ -31,6 +31,7 @@ __all__ = [
     "Condition",
     "LatentBackend",
     "SamplesOnDevice",
+    "StepsInCoefficients",
     "available",
     "device_number",
     "open_backend",
@@ -59,6 +60,8 @@ class Backend(Protocol):
     """What it computes in, one of DTYPES; inputs and outputs are float32 for all."""
     has_one_step: bool
     """Whether the bundle has the graph that `one_step` runs."""
+    has_few_steps: bool
+    """Whether it is a `StepsInCoefficients`, and the bundle has the graphs for that."""
     samples_on_device: bool
     """Whether it is a `SamplesOnDevice`, and can be one here."""
 
@@ -99,6 +102,39 @@ class Backend(Protocol):
         context_frame: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.uint8]:
         """As `condition`, and context_frame (B,H,W,3) → frames (B,T,H,W,3) of a decode with one step."""
+        ...
+
+
+class StepsInCoefficients(Backend, Protocol):
+    """A backend that takes several steps without making pixels in between (`onedva.few_steps`)."""
+
+    def begin(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+        noise: Float32,
+    ) -> tuple[Float32, Condition]:
+        """As `one_step`, and noise (B,3,T,H,W) → the state (B,Tg,Hg,Wg,R) at t = 1, and a condition without preview."""
+        ...
+
+    def step(self, state: Float32, t: Float32, condition: Condition) -> Float32:
+        """state, t (B,Tg) → its velocity (B,Tg,Hg,Wg,R), 0 where t is 0."""
+        ...
+
+    def finish(
+        self,
+        state: Float32,
+        t: Float32,
+        condition: Condition,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        """A last step from t (B,Tg) to 0 → frames (B,T,H,W,3)."""
         ...
 
 

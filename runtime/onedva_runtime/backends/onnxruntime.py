@@ -61,7 +61,9 @@ class OnnxRuntimeBackend:
         self._velocity, _ = self._open(bundle, "velocity")
         self.has_one_step = "one_step" in bundle.manifest.graphs
         self._one_step: Any = self._open(bundle, "one_step")[0] if self.has_one_step else None
-        self._bundle, self._generator, self._opening = bundle, None, threading.Lock()  # few who decode generate
+        self.has_few_steps = bundle.manifest.has_few_steps
+        # those that few who decode need: opened when they are first used
+        self._bundle, self._opened, self._opening = bundle, dict[str, Any](), threading.Lock()
         inputs = [value.name for value in self._velocity.get_inputs()]
         self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
         missing = set(self._shared) - set(self._condition_outputs)
@@ -215,14 +217,65 @@ class OnnxRuntimeBackend:
         with self._slots, _errors("one_step"):
             return self._one_step.run(["frames"], feeds)[0]
 
+    def begin(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+        noise: Float32,
+    ) -> tuple[Float32, Condition]:
+        feeds = {
+            "structural": structural,
+            "latents": latents,
+            "anchors": anchors,
+            "has_latents": has_latents,
+            "resolution": resolution,
+            "is_key": is_key,
+            "context_frame": context_frame,
+            "noise": noise,
+        }
+        session, names = self._needed("begin"), ["state", "context", "keys_values"]
+        with self._slots, _errors("begin"):
+            outputs = session.run_with_ort_values(names, {name: _ort_value(array) for name, array in feeds.items()})
+        values = dict(zip(names, outputs, strict=True))
+        return values.pop("state").numpy(), OrtCondition(values)
+
+    def step(self, state: Float32, t: Float32, condition: Condition) -> Float32:
+        feeds = {**cast(OrtCondition, condition).values, "state": _ort_value(state), "t": _ort_value(t)}
+        session = self._needed("step")
+        with self._slots, _errors("step"):
+            return session.run_with_ort_values(["velocity"], feeds)[0].numpy()
+
+    def finish(
+        self,
+        state: Float32,
+        t: Float32,
+        condition: Condition,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        feeds = {"state": state, "t": t, "is_key": is_key, "context_frame": context_frame}
+        values = cast(OrtCondition, condition).values | {name: _ort_value(array) for name, array in feeds.items()}
+        session = self._needed("finish")
+        with self._slots, _errors("finish"):
+            return session.run_with_ort_values(["frames"], values)[0].numpy()
+
     def latent_velocity(self, feeds: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
-        with self._opening:
-            if self._generator is None:
-                self._generator, _ = self._open(self._bundle, "generator")
-        outputs = ["structural_velocity", "sequence_velocity"]
+        session, outputs = self._needed("generator"), ["structural_velocity", "sequence_velocity"]
         with self._slots, _errors("generator"):
-            structural, sequence = self._generator.run(outputs, dict(feeds))
+            structural, sequence = session.run(outputs, dict(feeds))
         return structural, sequence
+
+    def _needed(self, graph: str) -> Any:
+        """The session of a graph that is opened when it is first used."""
+        with self._opening:
+            if graph not in self._opened:
+                self._opened[graph], _ = self._open(self._bundle, graph)
+            return self._opened[graph]
 
 
 def _ort_value(array: npt.NDArray[Any]) -> Any:

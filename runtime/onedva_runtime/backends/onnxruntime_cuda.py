@@ -18,7 +18,7 @@ from onedva_runtime.backends.device_sampler import DeviceSampler, Sampling, devi
 from onedva_runtime.backends.device_tensors import Feeds, Tensor, axes_of, byte_count, latent_feeds, shape_of
 from onedva_runtime.backends.onnxruntime import load_onnxruntime
 from onedva_runtime.errors import BackendError, BundleError
-from onedva_runtime.manifest import GraphSpec
+from onedva_runtime.manifest import FEW_STEPS, GraphSpec
 from onedva_runtime.turns import Turns
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ class OnnxRuntimeCudaBackend:
         """
         self._cuda, self._turns = Cuda(device), Turns(1)
         self._stream = self._cuda.stream()
-        self._specs = bundle.manifest.graphs
+        graphs = bundle.manifest.graphs
+        self._specs = {name: spec for name, spec in graphs.items() if name not in FEW_STEPS}
         self._sessions = {name: self._open(bundle, name, spec) for name, spec in self._specs.items()}
         self._sampler: DeviceSampler | None = None
         self.has_one_step = "one_step" in self._specs
+        self.has_few_steps = False
         self.samples_on_device = device_kernels() is not None
 
     def _open(self, bundle: Bundle, graph: str, spec: GraphSpec) -> Any:

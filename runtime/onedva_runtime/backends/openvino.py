@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenVinoBackend", "precisions"]
 
 MAX_COMPILED = (
-    20  # graphs in memory, about 25 MB of weights each for `tiny`: five for each of four sizes or clip lengths
+    24  # graphs in memory, about 25 MB of weights each for `tiny`: up to six for each of four sizes or clip lengths
 )
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised stays float32
 # whatever the dtype: in bf16, columns would choose other classes, and errors of a generator's many steps add up. The
@@ -65,6 +65,7 @@ class OpenVinoBackend:
             raise BackendError(f"OpenVINO on this CPU computes in {', '.join(precisions())}; got dtype {dtype!r}")
         self.threads, self.dtype = threads or usable_cores(), dtype
         self.has_one_step = "one_step" in bundle.manifest.graphs
+        self.has_few_steps = bundle.manifest.has_few_steps
         streams = max(1, usable_cores() // self.threads)
         # More runs at once than there are streams for would only wait inside OpenVINO, with the memory of a run each.
         self._slots = Turns(streams)
@@ -234,6 +235,48 @@ class OpenVinoBackend:
         frames: npt.NDArray[np.uint8] = lease.output("frames").copy()
         lease.give_back()
         return frames
+
+    def begin(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: npt.NDArray[np.int64],
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+        noise: Float32,
+    ) -> tuple[Float32, Condition]:
+        given = structural, latents, anchors, has_latents, resolution, is_key
+        feeds = {**dict(zip(LATENT_INPUTS, given, strict=True)), "context_frame": context_frame, "noise": noise}
+        lease = self._run("begin", feeds)
+        return lease.output("state").copy(), _Condition(lease)
+
+    def step(self, state: Float32, t: Float32, condition: Condition) -> Float32:
+        lease = self._run("step", {"state": state, "t": t, **self._stepping(condition)})
+        velocity: Float32 = lease.output("velocity").copy()
+        lease.give_back()
+        return velocity
+
+    def finish(
+        self,
+        state: Float32,
+        t: Float32,
+        condition: Condition,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        feeds = {"state": state, "t": t, "is_key": is_key, "context_frame": context_frame}
+        lease = self._run("finish", {**feeds, **self._stepping(condition)})
+        frames: npt.NDArray[np.uint8] = lease.output("frames").copy()
+        lease.give_back()
+        return frames
+
+    @staticmethod
+    def _stepping(condition: Condition) -> dict[str, Any]:
+        """What `begin` left for the steps, where it left it."""
+        held = cast(_Condition, condition).lease
+        return {name: held.tensor(name) for name in ("context", "keys_values")}
 
     def latent_velocity(self, feeds: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
         lease = self._run("generator", feeds)

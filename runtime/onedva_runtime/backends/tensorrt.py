@@ -73,6 +73,7 @@ class TensorRtBackend:
         self._opening = threading.Lock()
         self._turns, self._slots = Turns(streams), [Slot(self._cuda) for _ in range(streams)]
         self.has_one_step = "one_step" in found[0].graphs
+        self.has_few_steps = False
         self.samples_on_device = device_kernels() is not None
         for static in found:
             for graph in static.graphs:

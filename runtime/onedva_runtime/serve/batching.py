@@ -3,7 +3,7 @@
 `Batcher` owns the threads that run graphs, as many as the backend has room for. Whoever has waited longest goes first,
 live before whole videos, and takes along what waits and fits. A clip waits for others to come only while others could:
 `batch_wait_ms` at most, and not at all where a single client is at work. `BatchedBackend` is the backend as a codec
-sees it; with more than one step, condition and velocity go alone, since their state stays in the backend's own memory.
+sees it; with more than one step, its graphs go alone, since their state stays in the backend's own memory.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Backend, Condition, Float32, usable_cores
+from onedva_runtime.backends import Backend, Condition, Float32, StepsInCoefficients, usable_cores
 
 __all__ = ["BatchedBackend", "Batcher"]
 
@@ -167,7 +167,7 @@ class BatchedBackend:
         backend = self._backend = batcher.backend
         self._batcher, self._urgent = batcher, urgent
         self.name, self.threads, self.dtype = backend.name, backend.threads, backend.dtype
-        self.has_one_step = backend.has_one_step
+        self.has_one_step, self.has_few_steps = backend.has_one_step, backend.has_few_steps
         self.samples_on_device = False  # clips of several clients share one step's graph, not a loop of steps
 
     def encode(
@@ -198,10 +198,41 @@ class BatchedBackend:
         is_key: npt.NDArray[np.bool_],
     ) -> Condition:
         arrays = (structural, latents, anchors, has_latents, resolution, is_key)
-        return self._batcher.call(self._backend.condition, *arrays, key=None, urgent=self._urgent)
+        return self._alone(self._backend.condition, *arrays)
 
     def velocity(self, noisy_video: Float32, t: Float32, condition: Condition) -> Float32:
-        return self._batcher.call(self._backend.velocity, noisy_video, t, condition, key=None, urgent=self._urgent)
+        return self._alone(self._backend.velocity, noisy_video, t, condition)
+
+    def begin(
+        self,
+        structural: Float32,
+        latents: Float32,
+        anchors: Array,
+        has_latents: npt.NDArray[np.bool_],
+        resolution: Float32,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+        noise: Float32,
+    ) -> tuple[Float32, Condition]:
+        arrays = (structural, latents, anchors, has_latents, resolution, is_key, context_frame, noise)
+        return self._alone(cast(StepsInCoefficients, self._backend).begin, *arrays)
+
+    def step(self, state: Float32, t: Float32, condition: Condition) -> Float32:
+        return self._alone(cast(StepsInCoefficients, self._backend).step, state, t, condition)
+
+    def finish(
+        self,
+        state: Float32,
+        t: Float32,
+        condition: Condition,
+        is_key: npt.NDArray[np.bool_],
+        context_frame: npt.NDArray[np.uint8],
+    ) -> npt.NDArray[np.uint8]:
+        given = (state, t, condition, is_key, context_frame)
+        return self._alone(cast(StepsInCoefficients, self._backend).finish, *given)
+
+    def _alone(self, run: Run, *given: Any) -> Any:
+        return self._batcher.call(run, *given, key=None, urgent=self._urgent)
 
     def _call(self, name: str, run: Run, *arrays: Array) -> Any:
         shapes = tuple((array.shape[1:], array.dtype.str) for array in arrays)
