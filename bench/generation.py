@@ -2,6 +2,7 @@
 
     python bench/generation.py -o /tmp/generation --minutes 75        # all of it, post-training too
     python bench/generation.py -o /tmp/generation --only judge        # the last part again
+    python bench/generation.py -o /tmp/generation --only control      # post-training without the generator's latents
 
 Writes OUTPUT/generation.json and pictures: how often a classifier trained on real scenes assigns generated clips
 to the class that was asked for, at three latent lengths; how far they are from the nearest training clip; the Fréchet
@@ -76,8 +77,8 @@ def train(root: Path, minutes: float, resume: bool) -> None:
     (root / "ldm" / "cpu_minutes.json").write_text(json.dumps({"cpu_minutes": took, "resumed": resume}))
 
 
-def post_train(root: Path, minutes: float) -> None:
-    """Stage post: the decoder on the generator's latents."""
+def post_train(root: Path, minutes: float, *, name: str = "post", **changes: Any) -> None:
+    """Stage post: the decoder on the generator's latents, into the folder `name`."""
     values: dict[str, Any] = {
         **STAGES["post"],
         "minutes": minutes,
@@ -87,9 +88,10 @@ def post_train(root: Path, minutes: float) -> None:
         "positions_per_batch": 1280,
         "still_motion": 0.0,
         "evaluate_every": 0.0,
+        **changes,
     }
     options: dict[str, Any] = {"model": preset("nano"), "start": root / "ldm", "quiet": True, "device": "cpu"}
-    training.run(clips=root / "scenes", output=root / "post", train=TrainConfig(**values), **options)
+    training.run(clips=root / "scenes", output=root / name, train=TrainConfig(**values), **options)
 
 
 def scenes(first_seed: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -212,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=75)
-    parser.add_argument("--only", choices=["prepare", "train", "post", "judge"])
+    parser.add_argument("--only", choices=["prepare", "train", "post", "control", "judge"])
     parser.add_argument("--per-class", type=int, default=16, help="clips of each class and length to judge")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=2.5)
@@ -231,6 +233,8 @@ def main() -> None:
         train(root, options.minutes, options.resume)
     if options.only in (None, "post"):
         post_train(root, options.post_minutes)
+    if options.only == "control":  # the same on the encoder's own latents; judge with --decoders ldm,post,control
+        post_train(root, options.post_minutes, name="control", post_own=1.0)
     if options.only in (None, "judge"):
         choices = {"per_class": options.per_class, "steps": options.steps, "guidance": options.guidance}
         rows = judge(root, ldm=options.ldm, decoders=options.decoders.split(","), **choices)

@@ -25,7 +25,20 @@ QUIET = ["-hide_banner", "-loglevel", "error", "-nostdin"]
 
 def packets(codec: VideoCodec, source: Path, tokens: str) -> Iterator[Packet]:
     """The packets of a video that ffmpeg reads."""
-    command = ["ffmpeg", *QUIET, "-i", str(source), "-an", "-f", "yuv4mpegpipe", "-pix_fmt", "yuv420p", "-"]
+    command = [
+        "ffmpeg",
+        *QUIET,
+        "-i",
+        str(source),
+        "-an",
+        "-fps_mode",
+        "passthrough",
+        "-f",
+        "yuv4mpegpipe",
+        "-pix_fmt",
+        "yuv420p",
+        "-",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             with open_reader(pipe(process.stdout)) as reader:

@@ -29,12 +29,19 @@ from onedva_runtime.video_io import VideoWriter
 CAMERAS = {"linux": ("v4l2", "/dev/video0"), "darwin": ("avfoundation", "default"), "win32": ("dshow", "video=0")}
 
 
+def opened(device: str | None) -> Any:
+    """A camera, or a file. Ends the program where there is none."""
+    kind, default = CAMERAS.get(sys.platform, (None, ""))
+    try:
+        return av.open(device or default, format=None if _is_file(device) else kind)
+    except (OSError, ValueError) as error:  # av's errors are these
+        raise SystemExit(f"{device or default}: no camera and no video file: {error}") from None
+
+
 def frames(device: str | None, *, side: int, seconds: float, fps: float) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) of a camera, or of a file at its own rate, with the longer side as asked, for some seconds."""
-    kind, default = CAMERAS.get(sys.platform, (None, ""))
-    is_file = device is not None and Path(device).is_file()
-    container: Any = av.open(device or default, format=None if is_file else kind)
-    with container:
+    is_file = _is_file(device)
+    with opened(device) as container:
         start, number = time.monotonic(), 0
         for frame in container.decode(video=0):
             scale = side / max(frame.width, frame.height)
@@ -54,8 +61,9 @@ def run(options: argparse.Namespace) -> int:
     """Show what becomes of each clip; return how many frames came through."""
     codec = VideoCodec.from_pretrained("tiny", backend=options.backend)
     quantiser, writer, shown = codec.quantiser(), None, 0
-    seen = {"side": options.side, "seconds": options.seconds, "fps": options.fps}
-    with codec.open_encoder(fps=options.fps, tokens=options.tokens) as encoder, codec.open_decoder() as decoder:
+    fps = options.fps or rate_of(options.device)
+    seen = {"side": options.side, "seconds": options.seconds, "fps": fps}
+    with codec.open_encoder(fps=fps, tokens=options.tokens) as encoder, codec.open_decoder() as decoder:
         sent_at: list[float] = []
         for frame in _with_end(frames(options.device, **seen)):
             if frame is not None:
@@ -69,12 +77,24 @@ def run(options: argparse.Namespace) -> int:
                     if options.output is not None:
                         if writer is None:
                             height, width = out.shape[1:3]
-                            rate = Fraction(options.fps).limit_denominator(1000)
+                            rate = Fraction(fps).limit_denominator(1001)
                             writer = VideoWriter(options.output, width=width, height=height, fps=rate)
                         writer.write(out)
     if writer is not None:
         writer.close()
     return shown
+
+
+def rate_of(device: str | None) -> float:
+    """Frames per second: a file's own, 24 of a camera."""
+    if not _is_file(device):
+        return 24.0
+    with opened(device) as container:
+        return float(container.streams.video[0].average_rate or 24)
+
+
+def _is_file(device: str | None) -> bool:
+    return device is not None and Path(device).is_file()
 
 
 def _with_end(source: Iterator[np.ndarray]) -> Iterator[np.ndarray | None]:
@@ -87,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", help="a camera, or a video file")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--fps", type=float, default=24.0)
+    parser.add_argument("--fps", type=float, help="of a camera 24, of a file its own, unless given")
     parser.add_argument("--side", type=int, default=128, help="pixels of the longer side")
     parser.add_argument("--tokens", default="auto")
     parser.add_argument("--backend", default="auto")

@@ -241,6 +241,9 @@ class TrainConfig:
     """Weight of errors that jump across the edges of patches; what stage `post` adds against blocks."""
     post_noise: float = 0.6
     """Stage `post`: the most noise on latents, as a time in (0, 1], that the generator then takes off again."""
+    post_own: float = 0.5
+    """Stage `post`: share of the batches that keep the encoder's own latents, so that the decoder does not unlearn
+    them; 1: all, which tells what the generator's add."""
     self_alignment_weight: float = 0.0
     """Weight of the self-alignment loss (each 1D latent with its best structural latent)."""
     repa_weight: float = 0.5
@@ -278,6 +281,8 @@ class TrainConfig:
             raise ValueError(f"short_side is a multiple of {PATCH_SIZE}, got {self.short_side}")
         if not 0 < self.post_noise <= 1:
             raise ValueError(f"post_noise is above 0 and at most 1, got {self.post_noise}")
+        if not 0 <= self.post_own <= 1:
+            raise ValueError(f"post_own is a share from 0 to 1, got {self.post_own}")
         if not self.frames or any(length < 1 or length % PATCH_FRAMES != 1 for length, _ in self.frames):
             raise ValueError(f"frames are 1 + {PATCH_FRAMES}n each, got {self.frames}")
         if not self.sizes or any(side < PATCH_SIZE or side % PATCH_SIZE for *sides, _ in self.sizes for side in sides):

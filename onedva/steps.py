@@ -224,7 +224,7 @@ class TrainingStep(nn.Module):
         model = self.frozen["generator"]
         assert isinstance(model, LatentDiT)
         with torch.no_grad():
-            z = predicted_latents(network, model, batch, random, generator, most=train.post_noise)
+            z = predicted_latents(network, model, batch, random, generator, most=train.post_noise, own=train.post_own)
         self.tokens = z.latents.shape[1]
         condition = network.condition(z)
         groups = z.structural.shape[1]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +15,9 @@ from onedva.commands.console import Terminal
 from onedva.commands.failures import needs_extra
 from onedva.commands.options import Backend, Device, Dtype, Model, Quiet, Threads
 from onedva_runtime.errors import OneDVAError
+
+if TYPE_CHECKING:
+    from onedva_runtime.serve.service import Service
 
 __all__ = ["serve"]
 
@@ -72,7 +79,7 @@ def serve(
     grace: Annotated[float, typer.Option("--grace", min=0, help="Seconds that a stop waits for work.")] = 20,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -81,12 +88,15 @@ def serve(
     It prints its address and serves until it is stopped. Clients choose neither the model nor the limits.
     """
     with needs_extra("serve"):
+        from onedva_runtime.serve.server import check_tls
         from onedva_runtime.serve.server import serve as run
         from onedva_runtime.serve.service import Service
     from onedva_runtime.serve.settings import Settings, read_tokens
 
     if (certificate is None) != (key is None):
         raise ValueError("TLS needs both --tls-certificate and --tls-key")
+    if certificate is not None and key is not None:
+        check_tls(certificate, key)
     tokens = read_tokens(token_file, "ONEDVA_TOKENS")
     loopback = host in LOOPBACK
     if not (loopback or tokens or anybody):
@@ -114,13 +124,26 @@ def serve(
     )
     Terminal(quiet=quiet).start_logging()
     service = Service(settings, model=model, backend=backend, dtype=dtype, device=device, threads=threads)
-    ready = run(
-        service,
-        host=host,
-        port=port,
-        certificate=certificate,
-        key=key,
-        on_listen=lambda address: print(address, flush=True),
-    )
+    with _leaving(service):
+        ready = run(
+            service,
+            host=host,
+            port=port,
+            certificate=certificate,
+            key=key,
+            on_listen=lambda address: print(address, flush=True),
+        )
     if not ready:
         raise OneDVAError("it stopped before it was ready: the log has the reason")
+
+
+@contextmanager
+def _leaving(service: Service) -> Generator[None]:
+    """Where a stop has left work, end at once as it would have ended: Python would wait for the threads that do it."""
+    try:
+        yield
+    except SystemExit as end:
+        if service.left_work:
+            logging.shutdown()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise

@@ -19,7 +19,6 @@ from onedva_runtime import placement
 __all__ = ["predicted_latents"]
 
 LEAST_NOISE = 0.2  # below it, a generator has hardly anything to add
-OWN = 0.5  # share of the batches that keep the encoder's own latents, so that the decoder does not unlearn those
 STEPS = 3  # Euler steps that take the noise off again
 
 
@@ -31,11 +30,12 @@ def predicted_latents(
     noise: torch.Generator,
     *,
     most: float,
+    own: float,
 ) -> HybridLatents:
     """Latents of a batch of key clips by the generator, without class, from times up to `most`.
 
-    Some batches (`OWN`) keep the encoder's latents. The number of 1D latents is log-uniform, as in the generator's
-    training. Raises ValueError for clips of another length than the generator's.
+    A share `own` of the batches keeps the encoder's latents. The number of 1D latents is log-uniform, as in the
+    generator's training. Raises ValueError for clips of another length than the generator's.
     """
     video, config = batch.video, generator.config
     frames, height, width = video.shape[2:]
@@ -51,7 +51,7 @@ def predicted_latents(
     if config.anchors == "generated":
         anchors = network.anchors_of(video, tokens=tokens, is_key=wanted.is_key)
     z = network.encode(video, anchors=anchors, fps=config.fps).latent_dist.mode()
-    if random.random() < OWN:
+    if random.random() < own:
         return z
     clean = Latents(*generator.normalise(z.structural, z.latents, wanted.is_key))
     if config.anchors == "generated":

@@ -131,6 +131,10 @@ class PacketReader:
                 self._told = clips_of(self._records.footer()[1])
         return self._told
 
+    def expect_losses(self) -> None:
+        """Packets may be missing, as what is sent over a network may: the count at the end is not held against it."""
+        self._from_start = False
+
     def close(self) -> None:
         """Close the file, unless it was given as an object; safe to call twice."""
         if self._close:

@@ -41,6 +41,7 @@ def test_a_model_that_cannot_be_is_refused(changes: dict[str, Any], words: str) 
         ({"stage": "last"}, "stage must be one of encoder, joint, distill, post; got 'last'"),
         ({"short_side": 100}, "short_side is a multiple of 16, got 100"),
         ({"post_noise": 0.0}, "post_noise is above 0 and at most 1"),
+        ({"post_own": 1.5}, "post_own is a share from 0 to 1"),
         ({"optimizer": "sgd"}, "optimizer must be one of muon, adamw; got 'sgd'"),
         ({"sharded": True}, 'sharded=True needs optimizer="adamw"'),
         ({"steps": 0}, "at least 1"),

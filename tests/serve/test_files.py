@@ -110,7 +110,7 @@ def test_refuses_what_is_no_video(server, upload, coded, tmp_path) -> None:
         for path, body, status, code in cases:
             answer = client.post(path, content=body)
             assert (answer.status_code, error(answer)["code"]) == (status, code), (path, body[:20], answer.text)
-        assert error(client.get("/v1/nothing"))["code"] == "bad_request"
+        assert error(client.get("/v1/nothing"))["code"] == "not_found"
 
 
 def test_refuses_packets_of_another_model(server, coded) -> None:
@@ -197,4 +197,4 @@ def test_json_of_refusals_is_json(server) -> None:
     with server.client() as client:
         for path, method in itertools.product(("/v1/encode", "/v1/decode"), ("GET", "PUT", "DELETE")):
             answer = client.request(method, path)
-            assert answer.status_code == 405 and json.loads(answer.text)["error"]["code"] == "bad_request"
+            assert answer.status_code == 405 and json.loads(answer.text)["error"]["code"] == "bad_method"

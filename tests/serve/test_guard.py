@@ -13,7 +13,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from onedva_runtime.serve.server import make_server
+from onedva_runtime.serve.server import check_tls, make_server
 from onedva_runtime.serve.service import Service
 from onedva_runtime.serve.settings import Settings, read_tokens
 
@@ -140,6 +140,39 @@ def test_a_golden_test_that_fails_stops_the_service(fake_bundle, monkeypatch) ->
     assert service.problem is not None
 
 
+def test_pages_of_allowed_origins_may_read_answers(guarded, server) -> None:
+    """As browsers ask: first whether, without a token, then for the thing; refusals can be read, too."""
+    page = {"Origin": "https://example.com"}
+    asks = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    with guarded.client() as client:
+        answer = client.options("/v1/encode", headers=asks)
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == page["Origin"]
+        assert "authorization" in answer.headers["access-control-allow-headers"].lower()
+        for token, status in ((TOKEN, 200), ("wrong", 401)):
+            answer = client.get("/v1/info", headers={**page, "Authorization": f"Bearer {token}"})
+            assert answer.status_code == status and answer.headers["access-control-allow-origin"] == page["Origin"]
+        asks["Origin"] = "https://evil.example"
+        assert "access-control-allow-origin" not in client.options("/v1/encode", headers=asks).headers
+    with server.client() as client:
+        assert "access-control-allow-origin" not in client.get("/v1/info", headers=page).headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["nonsense", "https://example.com/", "https://example.com/page", "ftp://a", "https://"]
+)
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match="an origin is https://NAME"):
+        Settings(allow_origins=frozenset({origin}))
+
+
+def test_probes_and_metrics_of_a_service_that_others_reach(serve) -> None:
+    with serve(loopback=False) as server, server.client() as client:
+        answer = client.get("/metrics")
+        assert code(answer) == (403, "private") and "--metrics-token-file" in answer.text
+        for path in ("/", "/healthz", "/readyz"):
+            assert (client.head(path).status_code, client.head(path).text) == (200, "")
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
 def test_tls(fake_bundle, tmp_path, serve) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -159,6 +192,20 @@ def test_tls(fake_bundle, tmp_path, serve) -> None:
         asyncio.run(live())
         with pytest.raises(httpx.TransportError):
             httpx.get(server.address.replace("https", "http"))
+    check_tls(certificate, key)
+    other, locked, text = tmp_path / "other.pem", tmp_path / "locked.pem", tmp_path / "text.pem"
+    subprocess.run(["openssl", "genrsa", "-out", str(other), "2048"], check=True, capture_output=True)
+    lock = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", str(key), "-out", str(locked)]
+    subprocess.run(lock, check=True, capture_output=True)
+    text.write_text("no certificate")
+    for files, words in (
+        ((certificate, other), "other.pem is not the key of"),
+        ((certificate, locked), "locked.pem: it wants a pass phrase"),
+        ((text, key), "text.pem and .*key.pem must be a PEM certificate"),
+        ((tmp_path / "none.pem", key), "none.pem: No such file"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_tls(*files)
 
 
 def test_tokens_come_from_files_and_the_environment(tmp_path: Path, monkeypatch) -> None:
@@ -184,7 +231,9 @@ def test_tokens_come_from_files_and_the_environment(tmp_path: Path, monkeypatch)
         (["--tls-key", "x"], ["--tls-certificate"]),
         (["--token-file", "/nowhere/tokens"], ["/nowhere/tokens"]),
         (["-m", "no-such-model"], ["no-such-model"]),
-        (["--tls-key", "/nowhere/k", "--tls-certificate", "/nowhere/c"], ["o such file"]),
+        (["--tls-key", "/nowhere/k", "--tls-certificate", "/nowhere/c"], ["/nowhere/c: No such file"]),
+        (["--host", "nowhere.invalid", "--open"], ["cannot listen on nowhere.invalid"]),
+        (["--allow-origin", "https://example.com/"], ["https://example.com/", "without a path"]),
         (["--host", "203.0.113.1", "--open"], ["cannot listen on 203.0.113.1"]),
     ],
 )

@@ -12,6 +12,8 @@ import pytest
 
 from onedva_runtime import save_packets
 from onedva_runtime.serve.admission import Charge
+from onedva_runtime.serve.jobs import EncodeOptions
+from onedva_runtime.serve.refusal import Refusal
 from service_clients import error, until
 
 
@@ -54,6 +56,40 @@ def test_compute_is_what_is_charged(serve, server, upload) -> None:
     assert server.service.admission.owed == owed - 1
     charge.close()
     assert server.service.admission.owed == owed - 4
+
+
+def test_a_deadline_counts_from_when_it_was_asked(server) -> None:
+    options = EncodeOptions(
+        tokens="auto",
+        quantiser=0.1,
+        keyframe_interval=8,
+        low_latency=False,
+        deadline_s=1.0,
+        asked_at=time.monotonic() - 3,
+    )
+    assert options.left_s is not None and -2.5 < options.left_s < -1.9
+    with pytest.raises(Refusal, match="after the deadline"):
+        Charge(server.service.admission, most=10).expect(0.1, deadline=options.left_s)
+
+
+def test_a_form_is_no_body(server, upload) -> None:
+    with server.client() as client:
+        answer = client.post("/v1/encode", files={"file": upload})
+        assert (answer.status_code, error(answer)["code"]) == (422, "bad_body") and "--data-binary" in answer.text
+
+
+def test_a_session_that_never_fits_is_not_told_to_come_back(serve) -> None:
+    with serve(live_load=0.5) as server:
+        admission = server.service.admission
+        with pytest.raises(Refusal, match=r"takes 60\.0 % .* may take 50 %") as never, admission.live(0.6, "encode"):
+            pass
+        assert (never.value.status, never.value.code, never.value.retry_after) == (413, "over_budget", None)
+        with admission.live(0.3, "encode") as held, pytest.raises(Refusal, match=r"hold 30\.0 %") as later:
+            held.change(0.45)  # what it holds itself is not held by others
+            held.change(0.3)
+            with admission.live(0.3, "encode"):
+                pass
+        assert later.value.status == 429
 
 
 def test_more_tokens_and_steps_cost_more(server) -> None:

@@ -50,7 +50,7 @@ def test_frames_come_back_in_order_however_bytes_are_cut(server, clip, cut) -> N
         frames.append(np.frombuffer(body, np.uint8, offset=HEAD.size).reshape(count, height, width, 3))
         expected += count
     np.testing.assert_array_equal(np.concatenate(frames), server.service.codec.decode(packets, seed=3))
-    assert messages[-1][0] == {"type": "end", "frames": 40}
+    assert messages[-1][0] == {"type": "end", "frames": 40, "complete": True}
 
 
 def test_bandwidth_reports_drop_tail_segments(serve) -> None:
@@ -113,12 +113,17 @@ def test_low_latency_clips_are_short(server, clip) -> None:
 
 
 def test_lost_packets_are_concealed_and_told_of(server, clip) -> None:
-    clips = [(facts, data) for facts, data in encode(server, clip, "keyframe_interval=1") if facts["type"] == "clip"]
-    with server.live("decode", SIZE) as connection:
-        connection.send(clips[0][1])
-        connection.send(clips[2][1])
-        connection.send('{"type": "end"}')
-        shown = [facts for facts, _ in received(connection) if facts["type"] == "frames"]
+    messages = encode(server, clip, "keyframe_interval=1")
+    clips = [(facts, data) for facts, data in messages if facts["type"] == "clip"]
+    last = clips[2][0]["first_frame"] + clips[2][0]["frames"]
+    for tail, complete in ((messages[-1][1], True), (b"", False), (clips[1][1][:50], False)):
+        with server.live("decode", SIZE) as connection:
+            for data in (clips[0][1], clips[2][1], tail):
+                connection.send(data)
+            connection.send('{"type": "end"}')
+            *shown, (end, _) = received(connection)
+        assert (end["type"], end["frames"], end["complete"]) == ("end", last, complete)
+    shown = [facts for facts, _ in shown]
     assert [facts["concealed"] for facts in shown] == ["", "lost", ""]
     assert (shown[1]["first_frame"], shown[1]["frames"]) == (clips[1][0]["first_frame"], clips[1][0]["frames"])
 

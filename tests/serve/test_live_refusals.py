@@ -96,7 +96,7 @@ def test_capacity_is_reserved_and_the_rest_told_to_come_back(serve) -> None:
         with server.live("encode", SIZE):
             pass
     with serve(live_load=1e-6) as server:
-        assert denied(server, "encode", SIZE).status_code == 429
+        assert denied(server, "encode", SIZE).status_code == 413
 
 
 def test_silence_ends_a_session(serve) -> None:

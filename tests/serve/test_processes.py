@@ -127,3 +127,32 @@ def test_a_stop_answers_what_is_in_progress(process: Any, long_upload: bytes) ->
     waiting.join(60)
     assert isinstance(results[0], httpx.Response) and results[0].status_code == 200
     assert one.wait(30) == 128 + signal.SIGTERM and list(folder.iterdir()) == []
+
+
+def test_a_stop_waits_no_longer_than_it_was_given(fake_bundle: Path, long_upload: bytes, tmp_path: Path) -> None:
+    """What is not done by then is left, without a traceback: a client that never ends its upload holds up nobody."""
+
+    parts: list[int] = []
+
+    def upload() -> Iterator[bytes]:
+        for start in range(0, len(long_upload), 4000):
+            parts.append(start)
+            yield long_upload[start : start + 4000]
+            time.sleep(0.3)
+
+    command = [sys.executable, "-c", "from onedva.cli import main; main()", "serve", "-m", str(fake_bundle)]
+    command += ["--backend", "onnxruntime", "--threads", "1", "--port", "0", "--grace", "0.5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as one:
+        assert one.stdout is not None and one.stderr is not None
+        address = one.stdout.readline().strip()
+        until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        waiting, results = in_background(lambda: httpx.post(f"{address}/v1/encode", content=upload(), timeout=60))
+        until(lambda: len(parts) > 2)
+        begun = time.monotonic()
+        one.send_signal(signal.SIGTERM)
+        assert one.wait(30) == 128 + signal.SIGTERM
+        assert time.monotonic() - begun < 8
+        waiting.join(30)
+        told = one.stderr.read()
+    assert "stopping with 1 requests or sessions unfinished" in told and "Traceback" not in told, told
+    assert isinstance(results[0], httpx.TransportError) or results[0].status_code == 503, results[0]

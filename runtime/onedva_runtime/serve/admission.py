@@ -61,7 +61,7 @@ class Reservation:
     def change(self, share: float) -> None:
         """Hold `share` from now on. Raises Refusal, and changes nothing, where there is no room for more."""
         if share > self.share:
-            self._admission.check_live(share - self.share)
+            self._admission.check_live(share, held=self.share)
         self._admission.reserve(share - self.share)
         self.share = share
 
@@ -97,13 +97,20 @@ class Admission:
         if self.draining:
             raise Refusal(503, "stopping", "the service is stopping: ask another, or again soon", retry_after=5)
 
-    def check_live(self, share: float) -> None:
-        """Raise Refusal where a live session cannot have `share` more of the machine."""
+    def check_live(self, share: float, *, held: float = 0.0) -> None:
+        """Raise Refusal where a live session that holds `held` of the machine cannot have `share` of it."""
         most, lag = self._settings.live_load, self._lag()
-        if self._reserved + share > most:
+        if share > most:
+            raise Refusal(
+                413,
+                "over_budget",
+                f"a live session like this takes {100 * share:.1f} % of this machine, all of them may take "
+                f"{100 * most:g} %: ask for smaller or fewer frames, fewer tokens or fewer steps",
+            )
+        if self._reserved - held + share > most:
             raise busy(
-                f"live sessions hold {100 * self._reserved:.0f} % of this machine, this one would take "
-                f"{100 * share:.0f} % and {100 * most:.0f} % may be taken: ask for smaller frames, fewer tokens or "
+                f"live sessions hold {100 * (self._reserved - held):.1f} % of this machine, this one would take "
+                f"{100 * share:.1f} % and {100 * most:g} % may be taken: ask for smaller frames, fewer tokens or "
                 "steps, or come back later",
                 retry_after=5,
             )

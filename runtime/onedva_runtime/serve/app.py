@@ -13,6 +13,7 @@ from fastapi import FastAPI, Query, WebSocket
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -61,8 +62,12 @@ class Facts(BaseModel):
     max_steps: int
     clip_frames: int
     live_pixels: int
+    live_seconds: float
     max_upload_bytes: int
     max_video_seconds: float
+    max_pixels: int
+    max_compute_seconds: float
+    max_request_seconds: float
 
 
 class State(BaseModel):
@@ -125,6 +130,15 @@ def make_app(service: Service, *, abort: Callable[[Any], None] | None = None, st
     app.add_exception_handler(HTTPException, _refused(service))
     app.add_exception_handler(OneDVAError, _refused(service))
     app.add_middleware(Guard, service=service)
+    if service.settings.allow_origins:  # outside the guard: a browser asks first whether it may send a token
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(service.settings.allow_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", "Content-Disposition"],
+            max_age=600,
+        )
     _add_state(app, service)
     _add_files(app, service)
     _add_live(app, service)
@@ -147,7 +161,8 @@ def _refused(service: Service) -> Callable[[Request, Exception], Awaitable[Respo
         if isinstance(error, RequestValidationError):
             refusal = Refusal(422, "bad_parameter", "; ".join(_told(problem) for problem in error.errors()[:5]))
         elif isinstance(error, HTTPException):
-            refusal = Refusal(error.status_code, "bad_request", f"{error.detail}")
+            code = {404: "not_found", 405: "bad_method"}.get(error.status_code, "bad_request")
+            refusal = Refusal(error.status_code, code, f"{error.detail}")
         else:
             refusal = refusal_of(error) or Refusal(500, "internal", "internal error: the operator's log has it")
         service.metrics.refused.labels(refusal.code).inc()
@@ -167,11 +182,13 @@ def _told(problem: Any) -> str:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
+    @app.head("/healthz", include_in_schema=False)  # some load balancers probe so
     @app.get("/healthz", response_model=State, tags=["state"])
     async def healthz() -> State:
         """Whether the process lives."""
         return State(status="alive")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_model=State, responses={503: {"model": ProblemBody}}, tags=["state"])
     async def readyz() -> State:
         """Whether it may be sent requests: warm-up and golden test passed, and it is not stopping."""
@@ -192,7 +209,10 @@ def _add_state(app: FastAPI, service: Service) -> None:
         else:
             client = request.client.host if request.client is not None else ""
             forwarded = {"forwarded", "x-forwarded-for", "x-real-ip", "via"} & set(request.headers)
-            if not settings.loopback or client not in LOCAL or forwarded:
+            if not settings.loopback:
+                message = "metrics are private on an address that others reach; --metrics-token-file opens them"
+                raise Refusal(403, "private", message)
+            if client not in LOCAL or forwarded:
                 raise Refusal(403, "private", "metrics are for this machine only; --metrics-token-file opens them")
         text, kind = service.metrics.text()
         return Response(text, media_type=kind)
@@ -211,6 +231,10 @@ def _add_state(app: FastAPI, service: Service) -> None:
             live_pixels=settings.live_pixels,
             max_upload_bytes=settings.max_upload_bytes,
             max_video_seconds=settings.max_video_seconds,
+            live_seconds=settings.live_seconds,
+            max_pixels=settings.max_pixels,
+            max_compute_seconds=settings.max_compute_seconds,
+            max_request_seconds=settings.max_request_seconds,
         )
 
 
@@ -261,6 +285,6 @@ def _add_page(app: FastAPI) -> None:
 
         return read
 
-    app.add_api_route("/", page("index.html"), include_in_schema=False)
+    app.add_api_route("/", page("index.html"), methods=["GET", "HEAD"], include_in_schema=False)
     for name in PAGE:
         app.add_api_route(f"/page/{name}", page(name), include_in_schema=False)

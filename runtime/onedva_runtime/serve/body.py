@@ -20,6 +20,10 @@ __all__ = ["body_parts", "spooled"]
 async def body_parts(request: Request, settings: Settings, metrics: Metrics) -> AsyncGenerator[bytes]:
     """The parts of a request's body. Raises Refusal: 413 for too many bytes, before they are read where the client
     announces them; 408 for one that stops or dawdles; ClientDisconnect."""
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise Refusal(
+            422, "bad_body", "the body is a form: send the file's bytes as the body (curl --data-binary @FILE)"
+        )
     most = settings.max_upload_bytes
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:

@@ -3,6 +3,7 @@ carry; and what every answer carries. Plain ASGI, so that it holds for HTTP and 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
@@ -64,6 +65,10 @@ class Guard:
                 raise
             self._service.metrics.refused.labels(refusal.code).inc()
             await refuse(scope, noted, refusal)
+        except asyncio.CancelledError:  # a stop that does not wait any longer
+            if not status and scope["type"] == "http":
+                await refuse(scope, noted, Refusal(503, "stopping", "the service is stopping", retry_after=5))
+            raise
         except Exception:
             logger.exception("%s %s failed", scope["type"], getattr(scope.get("route"), "path", "?"))
             if status:

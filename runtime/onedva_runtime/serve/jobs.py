@@ -4,8 +4,9 @@ those of a video, clip by clip, so that memory does not grow with the video."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, BinaryIO, cast
 
@@ -25,24 +26,33 @@ RATES = (Fraction(1, 10), Fraction(1000))  # frames per second that videos may h
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeOptions:
+class _Options:
+    deadline_s: float | None
+    asked_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the deadline, of which the upload and waiting may have taken some."""
+        return None if self.deadline_s is None else self.deadline_s - (time.monotonic() - self.asked_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions(_Options):
     """What a client asks of an encode."""
 
     tokens: str
     quantiser: float
     keyframe_interval: int
     low_latency: bool
-    deadline_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeOptions:
+class DecodeOptions(_Options):
     """What a client asks of a decode."""
 
     steps: int
     seed: int
     format: str
-    deadline_s: float | None
 
 
 class Chunks:
@@ -84,7 +94,7 @@ def encode_video(
         seconds = cost.encode(positions, service.expected_tokens(options.tokens, positions))
         per_frame = seconds / max(1, clip_frames - 1)
         expected = min(info.frames or 0, settings.limits.max_frames)  # what the file says: more is charged as it comes
-        flow.call(lambda: charge.expect(per_frame * expected, deadline=options.deadline_s))
+        flow.call(lambda: charge.expect(per_frame * expected, deadline=options.left_s))
         out = Chunks()
         writer = PacketWriter(
             cast(BinaryIO, out),
@@ -155,7 +165,7 @@ def decode_packets(
         for packet in reader:
             rows, columns = packet.grid[1:]
             seconds = cost.decode(positions_of(packet.frames, 16 * rows, 16 * columns), packet.tokens, options.steps)
-            flow.call(lambda seconds=seconds: charge.expect(seconds, deadline=options.deadline_s))
+            flow.call(lambda seconds=seconds: charge.expect(seconds, deadline=options.left_s))
             outputs = decoder.push(packet)
             chunk = written()
             flow.call(lambda seconds=seconds: charge.done(seconds))

@@ -60,7 +60,7 @@ class SlowReader(Exception):
 
 
 class Pacer:
-    """Holds a client to the frame rate that it was let in with: a quarter more, and a second ahead."""
+    """Holds a client to the frame rate that it was let in with: a quarter more, and two seconds ahead."""
 
     def __init__(self, fps: float) -> None:
         self._rate, self._burst = 1.25 * fps, max(2 * fps, 40.0)

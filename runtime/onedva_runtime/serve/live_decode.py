@@ -92,6 +92,7 @@ class _Session:
         if size != (self._query.width, self._query.height):
             got, asked = (f"{width}x{height}" for width, height in (size, (self._query.width, self._query.height)))
             raise Refusal(422, "bad_size", f"the packets are of {got}, this session was opened for {asked}")
+        reader.expect_losses()
         self._reader, self._file, self._start = reader, file, bytearray()
 
     def step(self) -> Messages | None:
@@ -103,6 +104,11 @@ class _Session:
         except Truncated:
             return None
         return None if packet is None else self._shown(self.decoder.push(packet))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file's own end came."""
+        return self._reader is not None and self._reader.complete
 
     def flush(self) -> Messages:
         """Messages for the frames that are held back."""
@@ -179,7 +185,7 @@ async def _run(service: Service, live: LiveSocket, reservation: Reservation, que
         elif message["type"] == "end":
             for facts, data in await loop.run_in_executor(threads, session.flush):
                 await live.send(facts, data)
-            await live.send({"type": "end", "frames": session.frames})
+            await live.send({"type": "end", "frames": session.frames, "complete": session.complete})
             await live.close()
             return
         else:

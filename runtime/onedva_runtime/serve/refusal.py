@@ -19,7 +19,7 @@ _ANSWERS: tuple[tuple[type[OneDVAError], tuple[int, str]], ...] = (
     (SandboxError, (422, "media_crashed")),
     (VideoError, (422, "not_a_video")),
 )
-_FILE = re.compile(r"^(the upload|stream): ")
+_OURS = re.compile(r"^(the upload|stream): | \(Limits\.\w+\)")  # what says nothing to a client
 
 
 class Refusal(Exception):
@@ -68,7 +68,7 @@ def refusal_of(error: BaseException) -> Refusal | None:
     status, code = next(
         (answer for kind, answer in _ANSWERS if isinstance(error, kind)), (422, type(error).__name__.lower())
     )
-    message = _FILE.sub("", " ".join(str(error).split()))
+    message = _OURS.sub("", " ".join(str(error).split()))
     if isinstance(error, VideoError) and "over the limit" in message:
         status, code = 413, "over_limit"
     return Refusal(status, code, message)

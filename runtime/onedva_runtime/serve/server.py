@@ -3,6 +3,7 @@ Ctrl-C does not wait."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import ssl
@@ -17,7 +18,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from onedva_runtime.serve.app import make_app
 from onedva_runtime.serve.service import Service
 
-__all__ = ["make_server", "serve"]
+__all__ = ["check_tls", "make_server", "serve"]
 
 HEAD_SECONDS = 10.0  # from a connection to its first whole request head
 _transports: dict[Any, Any] = {}  # of connections that are open, by the client's address, for `_abort`
@@ -91,7 +92,7 @@ def make_server(
         h11_max_incomplete_event_size=16 << 10,
         limit_concurrency=4 * (settings.uploads + settings.live_sessions) + 64,
         timeout_keep_alive=5,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=2,  # after the grace that `Service.drain` gives
         server_header=False,
         proxy_headers=False,  # nobody is believed about whom he speaks for
         log_config=None,
@@ -107,6 +108,25 @@ def make_server(
     scheme = "http" if certificate is None else "https"
     shown = f"[{host}]" if ":" in host else host
     return holder[0], bound, f"{scheme}://{shown}:{bound.getsockname()[1]}"
+
+
+def check_tls(certificate: Path, key: Path) -> None:
+    """Raise ValueError, naming the file, unless both are PEM files that belong together and need no pass phrase."""
+    for path in (certificate, key):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from error
+
+    def locked() -> bytes:
+        raise ValueError(f"{key}: it wants a pass phrase, which a service cannot be asked for: decrypt it first")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=locked)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"{key} is not the key of {certificate}") from error
+        raise ValueError(f"{certificate} and {key} must be a PEM certificate chain and its PEM key") from error
 
 
 def serve(
@@ -131,14 +151,18 @@ def serve(
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """uvicorn takes a session that was refused over HTTP for one that was forgotten, and says so each time."""
-    return record.getMessage() != "ASGI callable returned without completing handshake."
+    """uvicorn takes a session that was refused over HTTP for one that was forgotten, and an answer that was broken off
+    for one; and what a stop does not wait for, for an error of the application."""
+    cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and not record.getMessage().startswith("ASGI callable returned without completing ")
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise OSError(error.errno, f"cannot listen on {host}: {error.strerror}") from error
+    (family, kind, protocol, _, address), *_ = found
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

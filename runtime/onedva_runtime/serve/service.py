@@ -68,6 +68,8 @@ class Service:
         self.live: dict[LiveSocket, None] = {}
         """Live sessions in progress, the newest last."""
         self._let_go = 0.0  # when the newest was last let go
+        self.left_work = False
+        """Whether a stop did not wait for all that was in progress: threads may still code a clip."""
         self.problem: str | None = "warming up"
         """Why it is not ready; None where it is."""
 
@@ -123,12 +125,16 @@ class Service:
             for live in list(self.live):
                 live.interrupt()
             await asyncio.sleep(0.05)
+        if self.admission.at_work:
+            self.left_work = True
+            logger.warning("stopping with %d requests or sessions unfinished", self.admission.at_work)
 
     def close(self) -> None:
-        """End all threads, once what they do is done."""
-        self.job_threads.shutdown()
-        self.live_threads.shutdown()
-        self.batcher.close()
+        """End all threads, once what they do is done; where a stop has left work, without waiting for it."""
+        for threads in (self.job_threads, self.live_threads):
+            threads.shutdown(wait=not self.left_work, cancel_futures=True)
+        if not self.left_work:
+            self.batcher.close()
 
     def expected_tokens(self, tokens: str, positions: int) -> int:
         """How many latents to charge a clip of `positions` grid positions for: as many as are asked for, all that it

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from onedva_runtime.limits import Limits
 
@@ -81,6 +82,10 @@ class Settings:
         for name in ("max_batch", "jobs", "uploads", "live_sessions", "max_upload_bytes", "max_pixels", "live_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        for origin in self.allow_origins:
+            page = urlsplit(origin)
+            if page.scheme not in ("http", "https") or origin != f"{page.scheme}://{page.netloc}" or not page.hostname:
+                raise ValueError(f"an origin is https://NAME or https://NAME:PORT, without a path; got {origin!r}")
         if not 0 < self.live_load <= 4:
             raise ValueError(
                 f"live_load must be above 0 and at most 4 (1: all that was measured), got {self.live_load}"

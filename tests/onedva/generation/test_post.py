@@ -37,9 +37,9 @@ def batch_of(count=2, frames=5) -> Batch:
     return Batch(to_video(torch.from_numpy(made)), made, torch.full((count,), 24.0))
 
 
-def predict(seed, network, generator, *, most=0.8, **batch):
-    noise = torch.Generator().manual_seed(seed)
-    return predicted_latents(network, generator, batch_of(**batch), np.random.default_rng(seed), noise, most=most)
+def predict(seed, network, generator, *, most=0.8, own=0.5, **batch):
+    noise, random = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    return predicted_latents(network, generator, batch_of(**batch), random, noise, most=most, own=own)
 
 
 def test_a_run_trains_the_decoder_alone_and_stays_a_generator(scenes, checkpoint, tmp_path, monkeypatch, cache):
@@ -77,6 +77,9 @@ def test_predicted_latents_are_what_the_generator_makes_of_the_clip(monkeypatch)
         torch.testing.assert_close(structural, torch.full_like(structural, 0.5), atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(latents, torch.full_like(latents, -0.5), atol=1e-3, rtol=1e-3)
     assert 6 <= kept <= 18
+    for seed in range(6):
+        z = predict(seed, network, generator, own=1.0)
+        assert z.structural.equal(network.encode(batch_of().video, anchors=z.anchors).latent_dist.mode().structural)
     assert {predict(seed, network, generator).latents.shape[1] for seed in range(24)} == {4, 8, 12, 16}
 
 
