@@ -35,7 +35,7 @@ class World:
 
 
 ALONE = World(0, 1, torch.device("cpu"))
-_ended: list[dist.ProcessGroup | None] = []  # groups that were left, until the process ends
+SETTLE_SECONDS = 0.25
 
 
 def start_world(device: str | None = None) -> World:
@@ -59,9 +59,10 @@ def start_world(device: str | None = None) -> World:
 def end_world(world: World) -> None:
     """Leave the other processes."""
     if world.size > 1 and dist.is_initialized():
-        # Whoever lets go of a gloo group last joins its thread. That must not be DDP, which lives on here: it would
-        # wait with the GIL held, for which that thread may be waiting (seen with PyTorch 2.13).
-        _ended.append(dist.group.WORLD)
+        # The thread of a gloo group lets go of the last work's tensors some time after that is done, and needs the GIL
+        # to do so. Whoever frees the group with the GIL held (DDP does) would wait for it for good, and an interpreter
+        # that ends first would abort (both seen with PyTorch 2.13): nothing tells when it has, so give it time.
+        time.sleep(SETTLE_SECONDS)
         dist.destroy_process_group()
 
 

@@ -20,7 +20,7 @@ from onedva_export.static_graphs import bytes_at_the_border_only, sizes_of, spec
 from onedva_export.verify import Case, ParityError, compare
 from onedva_export.weights import stored_tensors
 from onedva_runtime.backends.onnxruntime import load_onnxruntime
-from onedva_runtime.manifest import GraphSpec, TensorSpec
+from onedva_runtime.manifest import FEW_STEPS, GraphSpec, TensorSpec
 from onedva_runtime.placement import grid_of, longest
 
 __all__ = ["BARS_DB", "GOLDEN_SIZE", "StaticSizes", "as_spec", "write_static_graph", "write_static_graphs"]
@@ -76,10 +76,11 @@ def write_static_graphs(
 ) -> list[dict[str, Any]]:
     """Write static graphs beside the dynamic ones in `folder`; returns their entries for the manifest.
 
-    graphs: the manifest's entries of the dynamic graphs. sizes: (frames, height, width) of clips. Raises ParityError
+    graphs: the manifest's entries of the dynamic graphs; on a GPU, steps go on in pixels, so of `begin`, `step` and
+    `finish` none are made. sizes: (frames, height, width) of clips. Raises ParityError
     under the bars, naming the case.
     """
-    specs = {name: as_spec(entry) for name, entry in graphs.items()}
+    specs = {name: as_spec(entry) for name, entry in graphs.items() if name not in FEW_STEPS}
     entries = []
     for frames, height, width in sizes:
         logger.info("fixing the graphs at %d×%d×%d, %s", frames, height, width, dtype)

@@ -35,7 +35,7 @@ from onedva_export.weights import point_into, strip_metadata
 from onedva_runtime import placement
 from onedva_runtime.bundle import find, write_manifest
 from onedva_runtime.clips import make_clip
-from onedva_runtime.manifest import FEW_STEPS, SCHEMA_VERSION
+from onedva_runtime.manifest import SCHEMA_VERSION
 from onedva_runtime.noise import gaussian
 
 logger = logging.getLogger("onedva")
@@ -93,7 +93,7 @@ def export_bundle(
         for plan in plan_graphs(model):
             logger.info("exporting the %s graph", plan.name)
             graphs[plan.name] = write_graph(plan, folder)
-        for_engines = {name: entry for name, entry in graphs.items() if name not in FEW_STEPS}
+        of_codec = dict(graphs)
         generated = add_generator(source, folder, graphs, layered=model.config.pca)
         logger.info("comparing with PyTorch")
         report = verify(model, folder, default_cases(max_tokens=max_tokens, frames=frames, resolutions=resolutions))
@@ -101,7 +101,7 @@ def export_bundle(
         content = manifest(model, folder, name=name, max_tokens=max_tokens, frames=frames, graphs=graphs, report=report)
         if tensorrt is not None:
             content["tensorrt"] = write_static_graphs(
-                model, folder, for_engines, static_sizes, dtype=tensorrt.dtype, max_tokens=max_tokens
+                model, folder, of_codec, static_sizes, dtype=tensorrt.dtype, max_tokens=max_tokens
             )
         if generated is not None:
             content["generator"], content["parity"]["generator"] = generated
