@@ -77,8 +77,7 @@ def write_static_graphs(
     """Write static graphs beside the dynamic ones in `folder`; returns their entries for the manifest.
 
     graphs: the manifest's entries of the dynamic graphs; on a GPU, steps go on in pixels, so of `begin`, `step` and
-    `finish` none are made. sizes: (frames, height, width) of clips. Raises ParityError
-    under the bars, naming the case.
+    `finish` none are made. sizes: (frames, height, width) of clips. Raises ParityError under the bars, naming the case.
     """
     specs = {name: as_spec(entry) for name, entry in graphs.items() if name not in FEW_STEPS}
     entries = []

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
+INTERRUPTED = 130  # as shells say it of Ctrl-C
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -142,8 +143,8 @@ def _leaving(service: Service) -> Generator[None]:
     """Where a stop has left work, end at once as it would have ended: Python would wait for the threads that do it."""
     try:
         yield
-    except SystemExit as end:
+    except (SystemExit, KeyboardInterrupt) as end:
         if service.left_work:
             logging.shutdown()
-            os._exit(end.code if isinstance(end.code, int) else 1)
+            os._exit(end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else INTERRUPTED)
         raise

@@ -5,9 +5,9 @@ one that `has_latents` marks as absent."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -110,10 +110,9 @@ def decode_batch(
         _resolution(count, height, width, fps),
         keys,
     )
-    blank = np.zeros((height, width, 3), np.uint8)
     if num_steps == 1 and shortcuts and backend.has_one_step:
         with timed(on_timing, "decode"):
-            return backend.one_step(*given, _stacked(contexts, blank))
+            return backend.one_step(*given, _stacked(contexts, height, width))
     places = [(n, y, x) for n, (y, x) in zip(first_frames, corners or [(0, 0)] * batch, strict=True)]
     if num_steps and backend.samples_on_device:
         from onedva_runtime.backends.device_sampler import Sampling
@@ -126,34 +125,20 @@ def decode_batch(
     generated = np.ones((batch, groups), np.float32)
     generated[~keys, 0] = 0
 
-    def drawn() -> Float32:
-        with timed(on_timing, "noise"):
-            box = {"frames": count, "height": height, "width": width, "threads": backend.threads}
-            clips = [gaussian(seed, first_frame=n, top=y, left=x, **box) for n, y, x in places]
-            return clips[0][None] if batch == 1 else np.stack(clips)
-
+    box = {"frames": count, "height": height, "width": width, "threads": backend.threads}
     if num_steps > 1 and shortcuts and backend.has_few_steps:
-        stepping = cast(StepsInCoefficients, backend)
-        noise, context_frame = drawn(), _stacked(contexts, blank)
-        with timed(on_timing, "condition"):
-            state, condition = stepping.begin(*given, context_frame, noise)
         times = moving_timesteps(num_steps, min_t=sampler.schedule.min_t)
-        with timed(on_timing, "velocity"):
-            if len(times) > 2:
-                state = euler(
-                    lambda now, t: stepping.step(now, generated * np.float32(t), condition),
-                    state,
-                    times[:-1],
-                    threads=backend.threads,
-                )
-            return stepping.finish(state, generated * times[-2], condition, keys, context_frame)
+        context_frame, noise = _stacked(contexts, height, width), _noise(seed, places, box, on_timing)
+        return _step_in_coefficients(
+            cast(StepsInCoefficients, backend), given, context_frame, noise, generated, times, on_timing
+        )
     with timed(on_timing, "condition"):
         condition = backend.condition(*given)
     velocity, dt = None, 0.0
     if num_steps == 0:
         video = condition.preview()
     else:
-        noise = drawn()
+        noise = _noise(seed, places, box, on_timing)
         for row, context in enumerate(contexts):
             if context is not None:
                 noise[row, :, 0] = context.transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
@@ -168,6 +153,39 @@ def decode_batch(
         return pack_frames(video, velocity=velocity, dt=dt, threads=backend.threads)
 
 
-def _stacked(contexts: Sequence[npt.NDArray[np.uint8] | None], blank: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Context frames (B, H, W, 3), blank where a key clip has none."""
-    return np.stack([blank if context is None else context for context in contexts])
+def _step_in_coefficients(
+    backend: StepsInCoefficients,
+    given: Sequence[npt.NDArray[Any]],
+    context_frame: npt.NDArray[np.uint8],
+    noise: Float32,
+    generated: Float32,
+    times: Float32,
+    on_timing: OnTiming | None,
+) -> npt.NDArray[np.uint8]:
+    """given, context_frame (B, H, W, 3), noise (B, 3, T, H, W): as of `begin`; generated (B, Tg): 0 for groups that are
+    given, else 1; times: of the steps, from 1 to 0. Returns frames (B, T, H, W, 3)."""
+    with timed(on_timing, "condition"):
+        state, condition = backend.begin(given, context_frame, noise)
+    with timed(on_timing, "velocity"):
+        if len(times) > 2:
+
+            def velocity(now: Float32, t: float) -> Float32:
+                return backend.step(now, generated * np.float32(t), condition)
+
+            state = euler(velocity, state, times[:-1], threads=backend.threads)
+        return backend.finish(state, generated * times[-2], condition, given[-1], context_frame)
+
+
+def _noise(
+    seed: int, places: Sequence[tuple[int, int, int]], box: Mapping[str, int], on_timing: OnTiming | None
+) -> Float32:
+    """Noise (B, 3, T, H, W) of clips at (frame, top, left) of their videos; box: their size, and threads."""
+    with timed(on_timing, "noise"):
+        clips = [gaussian(seed, first_frame=n, top=y, left=x, **box) for n, y, x in places]
+        return clips[0][None] if len(clips) == 1 else np.stack(clips)
+
+
+def _stacked(contexts: Sequence[npt.NDArray[np.uint8] | None], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Context frames (B, H, W, 3), black where a key clip has none."""
+    black = np.zeros((height, width, 3), np.uint8)
+    return np.stack([black if context is None else context for context in contexts])

@@ -46,7 +46,7 @@ def test_borders_and_residual_come_once_at_the_end(
 ) -> None:
     model, video = random_model(residual_channels=4, clip_frames=9), make_video(1, 9, 32, 48)
     z = model.encode(video, tokens=8).latent_dist.mode()
-    calls = {"residual": 0, "remainder_of": 0}
+    calls = {"residual": 0, "remainder_of": 0, "clean_patches": 0}
     for name in calls:
         whole = getattr(model.decoder, name)
 
@@ -56,4 +56,4 @@ def test_borders_and_residual_come_once_at_the_end(
 
         monkeypatch.setattr(model.decoder, name, counted)
     model.decode(z, num_steps=4)
-    assert calls == {"residual": 1, "remainder_of": 4}
+    assert calls == {"residual": 1, "remainder_of": 4, "clean_patches": 1}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
+    "LATENT_INPUTS",
     "Backend",
     "BackendStatus",
     "Condition",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 DTYPES = ("fp32", "fp16", "bf16", "int8")
+
+LATENT_INPUTS = ("structural", "latents", "anchors", "has_latents", "resolution", "is_key")  # of `condition`
 
 Float32 = npt.NDArray[np.float32]
 
@@ -109,17 +112,10 @@ class StepsInCoefficients(Backend, Protocol):
     """A backend that takes several steps without making pixels in between (`onedva.few_steps`)."""
 
     def begin(
-        self,
-        structural: Float32,
-        latents: Float32,
-        anchors: npt.NDArray[np.int64],
-        has_latents: npt.NDArray[np.bool_],
-        resolution: Float32,
-        is_key: npt.NDArray[np.bool_],
-        context_frame: npt.NDArray[np.uint8],
-        noise: Float32,
+        self, given: Sequence[npt.NDArray[Any]], context_frame: npt.NDArray[np.uint8], noise: Float32
     ) -> tuple[Float32, Condition]:
-        """As `one_step`, and noise (B,3,T,H,W) → the state (B,Tg,Hg,Wg,R) at t = 1, and a condition without preview."""
+        """given: the six inputs of `condition` in its order; context_frame as of `one_step`; noise (B,3,T,H,W) → the
+        state (B,Tg,Hg,Wg,R) at t = 1, and a condition without preview."""
         ...
 
     def step(self, state: Float32, t: Float32, condition: Condition) -> Float32:

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Condition, Float32, cpu_name, usable_cores
+from onedva_runtime.backends import LATENT_INPUTS, Condition, Float32, cpu_name, usable_cores
 from onedva_runtime.errors import BackendError, BundleError
 from onedva_runtime.private_cache import cache_key, private_folder, trim
 from onedva_runtime.turns import Turns
@@ -176,14 +176,8 @@ class OnnxRuntimeBackend:
         resolution: Float32,
         is_key: npt.NDArray[np.bool_],
     ) -> Condition:
-        feeds = {
-            "structural": _ort_value(structural),
-            "latents": _ort_value(latents),
-            "anchors": _ort_value(anchors),
-            "has_latents": _ort_value(has_latents),
-            "resolution": _ort_value(resolution),
-            "is_key": _ort_value(is_key),
-        }
+        given = structural, latents, anchors, has_latents, resolution, is_key
+        feeds = dict(zip(LATENT_INPUTS, map(_ort_value, given), strict=True))
         with self._slots, _errors("condition"):
             outputs = self._condition.run_with_ort_values(self._condition_outputs, feeds)
         return OrtCondition(dict(zip(self._condition_outputs, outputs, strict=True)))
@@ -205,39 +199,15 @@ class OnnxRuntimeBackend:
         is_key: npt.NDArray[np.bool_],
         context_frame: npt.NDArray[np.uint8],
     ) -> npt.NDArray[np.uint8]:
-        feeds = {
-            "structural": structural,
-            "latents": latents,
-            "anchors": anchors,
-            "has_latents": has_latents,
-            "resolution": resolution,
-            "is_key": is_key,
-            "context_frame": context_frame,
-        }
+        given = structural, latents, anchors, has_latents, resolution, is_key
+        feeds = {**dict(zip(LATENT_INPUTS, given, strict=True)), "context_frame": context_frame}
         with self._slots, _errors("one_step"):
             return self._one_step.run(["frames"], feeds)[0]
 
     def begin(
-        self,
-        structural: Float32,
-        latents: Float32,
-        anchors: npt.NDArray[np.int64],
-        has_latents: npt.NDArray[np.bool_],
-        resolution: Float32,
-        is_key: npt.NDArray[np.bool_],
-        context_frame: npt.NDArray[np.uint8],
-        noise: Float32,
+        self, given: Sequence[npt.NDArray[Any]], context_frame: npt.NDArray[np.uint8], noise: Float32
     ) -> tuple[Float32, Condition]:
-        feeds = {
-            "structural": structural,
-            "latents": latents,
-            "anchors": anchors,
-            "has_latents": has_latents,
-            "resolution": resolution,
-            "is_key": is_key,
-            "context_frame": context_frame,
-            "noise": noise,
-        }
+        feeds = {**dict(zip(LATENT_INPUTS, given, strict=True)), "context_frame": context_frame, "noise": noise}
         session, names = self._needed("begin"), ["state", "context", "keys_values"]
         with self._slots, _errors("begin"):
             outputs = session.run_with_ort_values(names, {name: _ort_value(array) for name, array in feeds.items()})

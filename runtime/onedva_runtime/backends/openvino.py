@@ -11,14 +11,14 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from onedva_runtime.backends import Condition, Float32, cpu_name, usable_cores
+from onedva_runtime.backends import LATENT_INPUTS, Condition, Float32, cpu_name, usable_cores
 from onedva_runtime.backends.openvino_split import MEETING, split_encoder
 from onedva_runtime.errors import BackendError, BundleError
 from onedva_runtime.private_cache import cache_key, private_folder, trim
@@ -37,7 +37,6 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised 
 # encoder's transformer may run apart
 FLOAT32_GRAPHS = ("encoder", "generator")
 TRANSFORMER = "encoder_transformer"
-LATENT_INPUTS = ("structural", "latents", "anchors", "has_latents", "resolution", "is_key")
 ACTIVATION_GROUP = 64  # channels of one position that share a scale: positions never share one
 
 
@@ -237,17 +236,8 @@ class OpenVinoBackend:
         return frames
 
     def begin(
-        self,
-        structural: Float32,
-        latents: Float32,
-        anchors: npt.NDArray[np.int64],
-        has_latents: npt.NDArray[np.bool_],
-        resolution: Float32,
-        is_key: npt.NDArray[np.bool_],
-        context_frame: npt.NDArray[np.uint8],
-        noise: Float32,
+        self, given: Sequence[npt.NDArray[Any]], context_frame: npt.NDArray[np.uint8], noise: Float32
     ) -> tuple[Float32, Condition]:
-        given = structural, latents, anchors, has_latents, resolution, is_key
         feeds = {**dict(zip(LATENT_INPUTS, given, strict=True)), "context_frame": context_frame, "noise": noise}
         lease = self._run("begin", feeds)
         return lease.output("state").copy(), _Condition(lease)

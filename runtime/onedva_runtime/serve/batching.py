@@ -204,18 +204,9 @@ class BatchedBackend:
         return self._alone(self._backend.velocity, noisy_video, t, condition)
 
     def begin(
-        self,
-        structural: Float32,
-        latents: Float32,
-        anchors: Array,
-        has_latents: npt.NDArray[np.bool_],
-        resolution: Float32,
-        is_key: npt.NDArray[np.bool_],
-        context_frame: npt.NDArray[np.uint8],
-        noise: Float32,
+        self, given: Sequence[npt.NDArray[Any]], context_frame: npt.NDArray[np.uint8], noise: Float32
     ) -> tuple[Float32, Condition]:
-        arrays = (structural, latents, anchors, has_latents, resolution, is_key, context_frame, noise)
-        return self._alone(cast(StepsInCoefficients, self._backend).begin, *arrays)
+        return self._alone(cast(StepsInCoefficients, self._backend).begin, given, context_frame, noise)
 
     def step(self, state: Float32, t: Float32, condition: Condition) -> Float32:
         return self._alone(cast(StepsInCoefficients, self._backend).step, state, t, condition)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from generators import SIDE, nano_autoencoder
-from onedva.checkpoint import save_model
+from onedva.checkpoint import load_model, save_model
 from onedva.generation.latent_shards import LatentSet, read_plan, shard_path
 from onedva.generation.scenes import CLASSES
 from onedva.generation.tokenise import centre_crop, make_plan, tokenise
@@ -177,6 +177,9 @@ def test_a_decoder_may_change_under_the_same_latents(autoencoder, tmp_path):
     model.encoder.patch_in.weight.data.add_(1)
     save_model(model, tmp_path / "encoder")
     assert latent_space(tmp_path / "decoder") == latent_space(autoencoder) != latent_space(tmp_path / "encoder")
+    save_model(model, tmp_path / "shipped", dtype=torch.float16)  # as bundles are; training on leaves float32
+    save_model(load_model(tmp_path / "shipped"), tmp_path / "trained")
+    assert latent_space(tmp_path / "trained") == latent_space(tmp_path / "shipped")
 
 
 @pytest.mark.slow
