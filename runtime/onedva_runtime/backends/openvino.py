@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenVinoBackend", "precisions"]
 
-MAX_COMPILED = (
-    24  # graphs in memory, about 25 MB of weights each for `tiny`: up to six for each of four sizes or clip lengths
-)
+# graphs in memory, about 25 MB of weights each for `tiny`: all seven that encodes and decodes of any number of steps
+# use, for each of four sizes or clip lengths, and the golden test's. With fewer, threads of mixed sizes would compile
+# all the time.
+MAX_COMPILED = 32
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # what is not quantised stays float32
 # whatever the dtype: in bf16, columns would choose other classes, and errors of a generator's many steps add up. The
 # encoder's transformer may run apart
