@@ -11,6 +11,7 @@ from onedva_runtime.placement import PATCH_FRAMES, PATCH_SIZE
 
 PATCH_VALUES = PATCH_FRAMES * PATCH_SIZE * PATCH_SIZE * 3
 HEAD_DIM = 64
+MAX_VIDEO_POSITIONS = 3600  # of a grid: 17 frames of 16:9 at 320 lines; attention memory grows with the square
 
 Prediction = Literal["video", "velocity"]
 Conditioning = Literal["stem", "in_context"]

@@ -44,16 +44,22 @@ def start_world(device: str | None = None) -> World:
     device: "cpu" or "cuda", where the model goes; default CUDA if there. Raises ValueError for others.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {kind!r}; CUDA_VISIBLE_DEVICES chooses among several")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda: PyTorch finds no CUDA GPU here")
+    kind = check_device(device)
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     return World(rank, size, torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind))
+
+
+def check_device(device: str | None = None) -> str:
+    """ "cpu" or "cuda": what was asked for, default CUDA if there. Raises ValueError for others, or without a GPU."""
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {kind!r}; CUDA_VISIBLE_DEVICES chooses among several")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: PyTorch finds no CUDA GPU here")
+    return kind
 
 
 def end_world(world: World) -> None:

@@ -31,4 +31,24 @@ from onedva import VideoCodec
 
 codec = VideoCodec.from_pretrained("path/to/this/folder")
 ```
-""")
+{generator_lines(manifest["generator"]) if "generator" in manifest else ""}""")
+
+
+def generator_lines(spec: dict[str, Any]) -> str:
+    """What the card says of a generator, by its entry in the manifest."""
+    sizes = ", ".join(f"{width}×{height}" for height, width in spec["sizes"])
+    label = f'label="{spec["classes"][0]}", ' if spec["classes"] else ""
+    given = [f"texts of {spec['text_tokens']}×{spec['text_channels']}"] if spec["text_tokens"] else []
+    given += ["a first frame"] if spec["continuation"] else []
+    return f"""
+## It generates, too
+
+- A latent diffusion model of {spec["parameters"] / 1e6:.1f} M parameters, 16 bit, in `{spec["weights"]}`.
+- Classes: {", ".join(spec["classes"]) or "none"}.
+- Also takes: {", ".join(given) or "nothing else"}.
+- Clips of {spec["frames"]} frames of {sizes}, {spec["fps"]:g} frames a second; 0 to {spec["max_tokens"]} 1D latents.
+
+```python
+frames = codec.generate({label}seed=0)  # ({spec["frames"]}, height, width, 3) uint8
+```
+"""

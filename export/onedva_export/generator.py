@@ -20,10 +20,12 @@ from onedva.generation.checkpoint import (
     load_generator,
     save_generator,
 )
+from onedva.generation.config import GeneratorConfig
 from onedva.generation.model import Asked, LatentDiT, Latents
 from onedva.generation.sample import generate_latents
 from onedva_export.graphs import GraphPlan
 from onedva_export.verify import FOUR_STEP_DB, ONE_STEP_DB, ParityError
+from onedva_runtime import placement
 from onedva_runtime.backends.onnxruntime import load_onnxruntime
 
 __all__ = ["copy_generator", "generator_entry", "plan_generator", "verify_generator"]
@@ -168,9 +170,8 @@ def verify_generator(generator: LatentDiT, folder: Path, *, layered: bool) -> li
     graph = FromGraph(generator, folder / "generator.onnx").eval()
     report = []
     kinds = (True, False) if config.continuation else (True,)
-    lengths = sorted({0, min(config.length_multiple, config.max_tokens), config.max_tokens})
-    cases = [(key, size, count) for key in kinds for size in {*config.sizes[:1], (48, 80)} for count in lengths]
-    for is_key, (height, width), tokens in cases:
+    cases = [(key, size) for key in kinds for size in {*config.sizes[:1], (48, 80)}]
+    for is_key, (height, width), tokens in [(*case, tokens) for case in cases for tokens in lengths_of(config, *case)]:
         channels = config.structural_channels + config.latent_channels
         first = None if is_key else torch.randn(2, height // 16, width // 16, channels)
         text = torch.randn(2, config.text_tokens, config.text_channels) if config.text_channels else None
@@ -198,6 +199,14 @@ def verify_generator(generator: LatentDiT, folder: Path, *, layered: bool) -> li
                 raise ParityError(f"parity of the generator broke at {row}: {steps} steps need {floor:.0f} dB")
         report.append(row)
     return report
+
+
+def lengths_of(config: GeneratorConfig, is_key: bool, size: tuple[int, int]) -> list[int]:
+    """None, the fewest and the most 1D latents of such clips."""
+    longest = placement.longest(
+        placement.grid_of(config.clip_frames, *size), max_tokens=config.max_tokens, is_key=is_key
+    )
+    return sorted({0, min(config.length_multiple, longest), longest})
 
 
 def decibels(wanted: Tensor, got: Tensor) -> float:

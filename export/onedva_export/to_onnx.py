@@ -23,6 +23,7 @@ import torch
 from safetensors.numpy import save_file
 
 from onedva.checkpoint import WEIGHTS, load_model, save_model
+from onedva.config import MAX_VIDEO_POSITIONS
 from onedva.flow import MIN_SCHEDULE_TIME
 from onedva.generation.checkpoint import GENERATOR_WEIGHTS
 from onedva.model import OneDVA, to_video
@@ -40,7 +41,6 @@ from onedva_runtime.noise import gaussian
 
 logger = logging.getLogger("onedva")
 
-MAX_VIDEO_POSITIONS = 3600  # 17 frames of 16:9 at 320 lines; attention memory grows with the square
 TOLERANCES = {"structural": 5e-3, "latents": 5e-3, "predicted_error": 5e-3}
 
 
@@ -134,6 +134,7 @@ def add_generator(
         return None
     logger.info("exporting the generator graph")
     graphs["generator"] = write_graph(plan_generator(generator), folder, weights=GENERATOR_WEIGHTS)
+    logger.info("comparing what it generates with PyTorch")
     return generator_entry(generator, layered=layered), verify_generator(generator, folder, layered=layered)
 
 

@@ -87,8 +87,10 @@ def tokenize(
             "--ray", metavar="ADDRESS", help="Run as a Ray Data job: local, auto or an address.", show_default="not"
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, …")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the shards that are missing.")] = False,
+    device: Annotated[str, typer.Option("--device", help="Where the model runs: cpu or cuda.")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the shards that are missing; all other options as at first.")
+    ] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -133,7 +135,11 @@ def tokenize(
         "tokens": plan.tokens,
         "skipped": list(done.skipped),
     }
-    rows = [[name, str(len(value) if isinstance(value, list) else value)] for name, value in document.items()]
+    names = {"shards": "shards made", "present": "shards that were there", "clips": "clips in the shards made"}
+    rows = [
+        [names.get(name, name), str(len(value) if isinstance(value, list) else value)]
+        for name, value in document.items()
+    ]
     terminal.show(document, [Table(title=f"{videos} in {output}", columns=["", ""], rows=rows, text=True)])
 
 
@@ -158,7 +164,8 @@ def train_ldm(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps.", show_default="100000")] = None,
     minutes: Annotated[
-        float | None, typer.Option("--minutes", min=0, help="End after this much time if that comes first.")
+        float | None,
+        typer.Option("--minutes", min=0, help="End after this much time if that comes first; 0: no limit."),
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Clips per step.", show_default="64")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**31, help="Of all randomness.")] = None,

@@ -119,7 +119,12 @@ def _selftest(cases: Sequence[Mapping[str, Any]]) -> Table:
 
 def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What `VideoCodec.info` tells, less the cases that the parity report is the worst of: `--json` has them."""
-    return {**facts, "parity": {name: value for name, value in facts["parity"].items() if name != "cases"}}
+    brief = {**facts, "parity": {name: value for name, value in facts["parity"].items() if name != "cases"}}
+    if generator := facts["generator"]:
+        sizes = [f"{width}x{height}" for height, width in generator["sizes"]]
+        brief["parity"].pop("generator", None)
+        brief["generator"] = {**generator, "sizes": sizes, "classes": generator["classes"] or "none"}
+    return brief
 
 
 def _pairs(title: str, document: Mapping[str, Any]) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -57,6 +58,8 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if self.width % HEAD_DIM or self.width < HEAD_DIM:
             raise ValueError(f"width must be a positive multiple of {HEAD_DIM}, got {self.width}")
+        if not (math.isfinite(self.mlp_ratio) and self.width * self.mlp_ratio >= 1):
+            raise ValueError(f"mlp_ratio must be finite and above 0, got {self.mlp_ratio}")
         if self.anchors not in get_args(AnchorMode):
             raise ValueError(f"anchors must be one of {', '.join(get_args(AnchorMode))}; got {self.anchors!r}")
         if min(self.depth, self.structural_channels, self.latent_channels, self.max_tokens, self.length_multiple) < 1:
@@ -105,7 +108,8 @@ class LatentTrainConfig:
     steps: int = 100_000
     """Optimizer steps; the learning rate falls to a twentieth over them (cosine)."""
     minutes: float | None = None
-    """End after this much time instead, if that comes first; the learning rate follows whichever is further."""
+    """End after this much time instead, if that comes first; the learning rate follows whichever is further. None or
+    0: no limit."""
     batch: int = 64
     """Clips per step."""
     p_full: float = 0.05

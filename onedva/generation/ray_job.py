@@ -50,24 +50,30 @@ def tokenise_on_ray(
     """Make the shards of a plan that are not there yet, by actors of a Ray cluster.
 
     address: "local" starts one on this machine, "auto" finds a running one, else its address. workers: actors; 0: as
-    many as the cluster has CPUs. The rest as `tokenise.tokenise`.
+    many as the cluster has CPUs, or GPUs. device: "cpu" or "cuda" of the cluster's machines; this one needs none. The
+    rest as `tokenise.tokenise`.
     """
-    todo = begin(output, plan, model=model, resume=resume)
-    total = Tokenised(0, (), shards=0, present=len(plan.videos) - len(todo))
-    advance(total.present)
-    if not todo:
-        return total
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
     started = not ray.is_initialized()
     if started:
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
     try:
-        actors = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        kind = "CPU" if device == "cpu" else "GPU"
+        if not ray.cluster_resources().get(kind, 0):
+            raise ValueError(f"device {device}: the Ray cluster {address} has no {kind}")
+        todo = begin(output, plan, model=model, resume=resume)
+        total = Tokenised(0, (), shards=0, present=len(plan.videos) - len(todo))
+        advance(total.present)
+        if not todo:
+            return total
+        actors = workers or max(1, int(ray.cluster_resources()[kind]))
         shards = ray.data.from_items([{"shard": index} for index in todo], override_num_blocks=len(todo))
         made = shards.map(
             ShardMaker,  # type: ignore[arg-type]  # a class means an actor
             fn_constructor_args=(where.absolute(), output.absolute(), plan, device),
             concurrency=min(actors, len(todo)),
-            num_gpus=1 if device.startswith("cuda") else 0,
+            num_gpus=1 if device == "cuda" else 0,
         )
         for row in made.iter_rows():
             lines = tuple(line for line in row["skipped"].split("\n") if line)

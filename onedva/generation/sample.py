@@ -32,7 +32,7 @@ def generate_latents(
     generator: LatentDiT,
     *,
     labels: Sequence[int | None],
-    tokens: int,
+    tokens: int | None = None,
     num_steps: int = 30,
     seeds: Sequence[int],
     guidance: float = 2.0,
@@ -44,20 +44,17 @@ def generate_latents(
     """Latents of a batch of new clips, as `OneDVA.decode` takes them.
 
     labels: of the classes, None for any; one per clip, as seeds. tokens: 1D latents, rounded up to the model's
-    multiple; 0 for none. num_steps: Euler steps, 1 to 50. guidance: 1 follows the class, more exaggerates it (Ho &
-    Salimans 2022), 0 ignores it. size: (height, width), multiples of 16; default what it was trained on. first: (B, Hg,
-    Wg, Zs + Z) from `tokenise.first_latents`, the clips then go on from that frame. text: (B, L, C) embeddings.
-    layered: whether the autoencoder's anchors name layers (`config.pca`). Raises ValueError.
+    multiple; 0 for none, None for the most. num_steps: Euler steps, 1 to 50. guidance: 1 follows the class, more
+    exaggerates it (Ho & Salimans 2022), 0 ignores it. size: (height, width), multiples of 16; default what it was
+    trained on. first: (B, Hg, Wg, Zs + Z) from `tokenise.first_latents`, the clips then go on from that frame. text:
+    (B, L, C) embeddings. layered: whether the autoencoder's anchors name layers (`config.pca`). Raises ValueError.
     """
     config, device = generator.config, generator.order.device
     height, width = size or config.sizes[0]
     grid = placement.grid_of(config.clip_frames, height, width)
     is_key = first is None
-    count = placement.round_tokens(
-        tokens,
-        placement.longest(grid, max_tokens=config.max_tokens, is_key=is_key),
-        length_multiple=config.length_multiple,
-    )
+    longest = placement.longest(grid, max_tokens=config.max_tokens, is_key=is_key)
+    count = placement.asked_tokens(tokens, longest, length_multiple=config.length_multiple)
     asked = ask(generator, labels=labels, tokens=count, size=(height, width), first=first, text=text, layered=layered)
     noise = [
         latent_noise(seed, grid, config.structural_channels, max(count, 1), config.sequence_channels) for seed in seeds
@@ -108,7 +105,7 @@ def generate_clip(
     z = generate_latents(
         generator,
         labels=[number],
-        tokens=config.max_tokens if tokens is None else tokens,
+        tokens=tokens,
         num_steps=num_steps,
         seeds=[seed],
         guidance=guidance,

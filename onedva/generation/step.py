@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -212,11 +213,14 @@ def pixel_deviations(data: LatentSet, *, continuation: bool) -> tuple[Tensor, Te
 def load_texts(path: Path, names: list[str]) -> dict[str, Tensor]:
     """Text embeddings by the name of the video: a safetensors file of tensors (L, C), all of one shape.
 
-    Raises FileNotFoundError, or ValueError for shapes that differ or a video without a text.
+    Raises FileNotFoundError, or ValueError for another kind of file, shapes that differ or a video without a text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no text embeddings at {path}")
-    texts = load_file(path)
+    try:
+        texts = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from None
     shapes = {tuple(text.shape) for text in texts.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise ValueError(f"{path} must hold tensors (L, C) of one shape, got {sorted(shapes)[:3]}")

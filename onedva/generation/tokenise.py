@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import functools
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from onedva.cache import scale_short_side
 from onedva.checkpoint import CONFIG, WEIGHTS, write_whole
+from onedva.config import MAX_VIDEO_POSITIONS
+from onedva.distributed import check_device
 from onedva.generation.checkpoint import latent_space
 from onedva.generation.config import AnchorMode
 from onedva.generation.latent_shards import AUTOENCODER, PLAN, Plan, Row, read_plan, shard_path, write_shard
@@ -78,6 +81,11 @@ def make_plan(
     grid = placement.grid_of(frames, *size)
     if frames > config.clip_frames:
         raise ValueError(f"frames must be at most the model's {config.clip_frames}, got {frames}")
+    if math.prod(grid) > MAX_VIDEO_POSITIONS:
+        raise ValueError(
+            f"{frames} frames of {size[1]}x{size[0]} make {math.prod(grid)} positions; generate takes "
+            f"{MAX_VIDEO_POSITIONS}: choose a smaller size or fewer frames"
+        )
     if min(videos_per_shard, clips_per_video + 1) < 1:
         raise ValueError(f"videos_per_shard must be at least 1, got {videos_per_shard}")
     longest = placement.longest(grid, max_tokens=min(config.queries, config.trained_tokens), is_key=not continuation)
@@ -137,9 +145,10 @@ def tokenise(
 ) -> Tokenised:
     """Make the shards of a plan that are not there yet. advance: called with the number of shards done.
 
-    workers: processes, 0 for this one. resume: go on with a plan that was begun. Raises FileExistsError for a folder
-    that holds latents, ValueError where its plan is another.
+    workers: processes, 0 for this one. resume: go on with a plan that was begun. device: "cpu" or "cuda". Raises
+    FileExistsError for a folder that holds latents, ValueError where its plan is another or the device is not there.
     """
+    check_device(device)
     todo = begin(output, plan, model=model, resume=resume)
     advance(len(plan.videos) - len(todo))
     make = functools.partial(make_shard, where, output, plan, device=device)
@@ -162,9 +171,9 @@ def begin(output: Path, plan: Plan, *, model: str | Path, resume: bool) -> list[
             raise FileExistsError(f"{output} holds latents: go on with them (--resume), or choose another folder")
         there = read_plan(output)
         if there != plan:
-            differ = [name for name in vars(plan) if getattr(plan, name) != getattr(there, name)]
             raise ValueError(
-                f"{output} was begun with another plan ({', '.join(differ)}): use the same options and videos"
+                f"{output} was begun with another plan ({', '.join(differences(there, plan))}): use the same options "
+                "and videos"
             )
         for stale in output.glob(".latents-*.tmp"):  # of a process that was killed
             with suppress(FileNotFoundError):
@@ -176,6 +185,15 @@ def begin(output: Path, plan: Plan, *, model: str | Path, resume: bool) -> list[
             write_whole(output / AUTOENCODER / name, functools.partial(shutil.copyfile, folder / name))
         write_whole(output / PLAN, lambda path: path.write_text(plan.to_json()))
     return [index for index in range(len(plan.videos)) if not shard_path(output, index).exists()]
+
+
+def differences(there: Plan, plan: Plan) -> list[str]:
+    """In what two plans differ, as options are called. The same videos in shards of another size differ in that."""
+    differ = [name for name in vars(plan) if getattr(plan, name) != getattr(there, name)]
+    names, others = ([name for shard in one.videos for name in shard] for one in (there, plan))
+    if "videos" in differ and names == others:
+        return ["videos_per_shard", *(name for name in differ if name not in ("videos", "labels"))]
+    return differ
 
 
 def make_shard(where: Path, output: Path, plan: Plan, index: int, *, device: str = "cpu") -> Tokenised:

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 
 from onedva.checkpoint import CONFIG, TRAINING, copy_into, load_training, part_of, save_training, write_whole
 from onedva.config import OneDVAConfig, TrainConfig
-from onedva.distributed import bf16_is_faster
+from onedva.distributed import bf16_is_faster, check_device
 from onedva.generation.checkpoint import copy_autoencoder, load_generator, save_generator
 from onedva.generation.config import GeneratorConfig, LatentTrainConfig
 from onedva.generation.latent_shards import AUTOENCODER, LatentSet
@@ -75,40 +75,50 @@ def run(
 
     shape: fields of `GeneratorConfig` to change, such as width and depth. text: embeddings by video name
     (`step.load_texts`). resume: go on from `output`. device: "cpu" or "cuda", default what is there. Raises
-    FileNotFoundError for missing latents or nothing to resume, FileExistsError for an output already begun,
-    FloatingPointError when the loss stops being finite.
+    FileNotFoundError for missing latents or nothing to resume, FileExistsError for an output already begun, ValueError
+    for latents that are not of the kind a run was begun with, FloatingPointError when the loss stops being finite.
     """
+    device = check_device(device)
     if (output / TRAINING).exists() != resume:
         problem = "nothing to resume in" if resume else "there is a run (--resume goes on with it) in"
         raise (FileNotFoundError if resume else FileExistsError)(f"{problem} {output}")
     data = LatentSet(latents)
     texts = load_texts(text, data.names) if text else None
+    one = next(iter(texts.values())) if texts else torch.zeros(0, 0)
+    config = generator_config(data, text=(one.shape[0], one.shape[1]), **(shape or {}))
     torch.manual_seed(train.seed)
     if resume:
         generator = load_generator(output).train()
-        if generator.config.autoencoder != data.plan.autoencoder:
-            raise ValueError(f"{latents} is of another autoencoder than the run in {output}")
-        if bool(generator.config.text_channels) != (texts is not None):
-            raise ValueError(
-                f"the run in {output} was begun {'without' if texts else 'with'} text: give --text as then"
-            )
+        check_same(generator.config, config, where=f"the run in {output}")
     else:
-        one = next(iter(texts.values())) if texts else torch.zeros(0, 0)
-        generator = LatentDiT(generator_config(data, text=(one.shape[0], one.shape[1]), **(shape or {}))).train()
+        generator = LatentDiT(config).train()
         set_statistics(generator, data, seed=train.seed)
         copy_autoencoder(latents / AUTOENCODER, output)
     loop = Loop(generator, train, output, device=device, resume=resume)
     return loop.run(data, texts, quiet=quiet)
 
 
+def check_same(begun: GeneratorConfig, now: GeneratorConfig, *, where: str) -> None:
+    """ValueError where latents or texts are not of the kind that a run was begun with. The shape may differ."""
+    own = {"width", "depth", "mlp_ratio"}
+    differ = [
+        field.name
+        for field in fields(GeneratorConfig)
+        if field.name not in own and getattr(begun, field.name) != getattr(now, field.name)
+    ]
+    if "text_channels" in differ and not (begun.text_channels and now.text_channels):
+        raise ValueError(f"{where} was begun {'with' if begun.text_channels else 'without'} text: give --text as then")
+    if differ:
+        raise ValueError(f"{where} was begun with other latents ({', '.join(differ)}): give --latents as then")
+
+
 class Loop:
     """What a run holds between steps, and the steps."""
 
     def __init__(
-        self, generator: LatentDiT, train: LatentTrainConfig, output: Path, *, device: str | None, resume: bool
+        self, generator: LatentDiT, train: LatentTrainConfig, output: Path, *, device: str, resume: bool
     ) -> None:
-        self.train, self.output = train, output
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.train, self.output, self.device = train, output, torch.device(device)
         tensors, facts = load_training(output) if resume else ({}, {})
         if resume and facts.get("stage") != STAGE:
             raise ValueError(f"{output / TRAINING} is of stage {facts.get('stage')}, not of onedva train-ldm")
@@ -165,9 +175,9 @@ class Loop:
         parts["loss"].backward()
         norm = self.optimizers.step()
         if not (math.isfinite(parts["loss"].item()) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"the loss or gradient of step {self.step} is not finite; the last checkpoint is in {self.output}"
-            )
+            saved = (self.output / TRAINING).exists()
+            where = f"the last checkpoint is in {self.output}" if saved else "no checkpoint was saved yet"
+            raise FloatingPointError(f"the loss or gradient of step {self.step} is not finite; {where}")
         update_average(
             self.average, self.module.generator, decay=min(self.train.ema, (1 + self.step) / (10 + self.step))
         )

@@ -153,6 +153,7 @@ class VideoCodec:
             "threads": self._backend.threads,
             "max_tokens": self.max_tokens,
             "clip_frames": self.clip_frames,
+            "generator": None if self.manifest.generator is None else asdict(self.manifest.generator),
             "tools": self.manifest.tools,
             "parity": self.manifest.parity,
         }
@@ -323,12 +324,13 @@ class VideoCodec:
     ) -> Packet:
         """The latents of a new clip, by the bundle's generator: a packet that decodes like any other.
 
-        label: a class by its name, None for any. tokens: 1D latents, rounded up to the generator's multiple; None for
-        the most. num_steps: Euler steps, from 1. guidance: 1 follows class and text, more exaggerates them, 0 ignores
-        them. size: (height, width) in pixels, multiples of 16; default what the generator was trained on. seed: 0 to
-        2**64 - 1. first_frame: (H, W, 3) of that size, which the clip then goes on from, as a continuation clip whose
-        context it is. text: embeddings (L, C) as the generator was trained on. Raises BundleError for a bundle without
-        a generator, BackendError for a backend that runs none, ValueError or TypeError for the rest.
+        label: a class by its name, None for any. tokens: 1D latents, 0 to the most for that size, rounded up to the
+        generator's multiple; None for the most. num_steps: Euler steps, from 1. guidance: 1 follows class and text,
+        more exaggerates them, 0 ignores them. size: (height, width) in pixels, multiples of 16; default what the
+        generator was trained on. seed: 0 to 2**64 - 1. first_frame: (H, W, 3) of that size, which the clip then goes on
+        from, as a continuation clip whose context it is. text: embeddings (L, C) as the generator was trained on.
+        Raises BundleError for a bundle without a generator, BackendError for a backend that runs none, ValueError or
+        TypeError for the rest.
         """
         asked = check_asked(
             self._bundle,

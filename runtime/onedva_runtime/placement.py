@@ -114,6 +114,16 @@ def round_tokens(tokens: int, limit: int, *, length_multiple: int = 16) -> int:
     return min(-(-tokens // length_multiple) * length_multiple, limit)
 
 
+def asked_tokens(tokens: int | None, longest: int, *, length_multiple: int = 16) -> int:
+    """The latents of a clip that is to be generated with so many, None for the most: rounded up to `length_multiple`.
+
+    longest: what `longest` returns for it. ValueError for more than that, or a negative number.
+    """
+    if tokens is not None and tokens > longest:
+        raise ValueError(f"tokens must be at most {longest} for such a clip, got {tokens}")
+    return longest if tokens is None else round_tokens(tokens, longest, length_multiple=length_multiple)
+
+
 def place(
     detail: NDArray[np.int64], tokens: int, *, is_key: bool = True, length_multiple: int = 16
 ) -> NDArray[np.int64]:

@@ -50,7 +50,8 @@ def frames_of(path: Path) -> np.ndarray:
 def test_generate_writes_a_video_of_a_class(root: Path, tmp_path: Path) -> None:
     done = invoke("generate", root / "ldm", "--class", "spin", "--steps", 2, "-o", tmp_path / "a.mp4", "--json", "-q")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["frames"] == 5
+    document = json.loads(done.stdout)
+    assert document["frames"] == 5 and (document["tokens"], document["steps"], document["guidance"]) == (18, 2, 2.0)
     assert frames_of(tmp_path / "a.mp4").shape == (5, 48, 48, 3)
     for change in (("--seed", 1), ("--tokens", 0), ("--size", "64x32")):
         done = invoke(
@@ -81,11 +82,34 @@ def test_resuming_does_nothing_twice(root: Path) -> None:
         (("generate", "{root}/auto"), "has no generator: onedva train-ldm makes one"),
         (("generate", "tiny"), "has no generator"),
         (("generate", "{root}/ldm", "-o", "a.txt"), "must end in .mp4"),
+        (("generate", "{root}/ldm", "--tokens", "400"), "tokens must be at most 18 for such a clip, got 400"),
         (("generate", "{root}/ldm", "--size", "50x48"), "multiples of 16"),
         (("generate", "{root}/ldm", "--text", "{root}/scenes/MANIFEST.csv"), "is no safetensors file"),
         (("generate", "{root}/ldm", "--first-frame", "{root}/scenes/spin/00000.mp4"), "--continuation"),
         (("tokenize", "{root}/scenes", "-o", "{root}/latents", "-m", "{root}/auto", "--size", "48x48"), "--resume"),
         (("tokenize", "{root}/scenes", "-m", "{root}/auto", "--anchors", "free"), "--anchors must be one of fixed"),
+        (("tokenize", "{root}/scenes", "-m", "{root}/auto", "--size", "2048x2048"), "positions; generate takes 3600"),
+        (("tokenize", "{root}/scenes", "-m", "{root}/auto", "--size", "48x48", "--device", "foo"), "cpu or cuda"),
+        (
+            (
+                "tokenize",
+                "{root}/scenes",
+                "-o",
+                "{root}/latents",
+                "-m",
+                "{root}/auto",
+                "--size",
+                "48x48",
+                "--resume",
+                "--videos-per-shard",
+                "3",
+            ),
+            "(videos_per_shard)",
+        ),
+        (("train-ldm", "--latents", "{root}/latents", "--device", "cuda:7"), "cpu or cuda"),
+        (("train-ldm", "--latents", "{root}/latents", "--mlp-ratio", "nan"), "mlp_ratio must be finite and above 0"),
+        (("train-ldm", "--latents", "{root}/latents", "--mlp-ratio", "0"), "mlp_ratio must be finite and above 0"),
+        (("train-ldm", "--latents", "{root}/latents", "--text", "{root}/scenes/MANIFEST.csv"), "no safetensors file"),
         (("train-ldm", "--latents", "{root}/scenes"), "holds no latents"),
         (("train-ldm", "--latents", "{root}/latents", "-o", "{root}/ldm"), "--resume"),
         (("train-ldm", "--latents", "{root}/latents", "--set", "speed=3"), "--set wants NAME=VALUE with a name of"),
@@ -100,7 +124,7 @@ def test_what_goes_wrong_is_one_line(
     monkeypatch.chdir(tmp_path)
     done = invoke(*(argument.replace("{root}", str(root)) for argument in arguments))
     assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.output
-    assert not list(tmp_path.glob("*.mp4"))
+    assert not list(tmp_path.iterdir()), "nothing is begun that cannot go on"
 
 
 def test_the_papers_suite_says_what_it_leaves_out(

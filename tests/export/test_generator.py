@@ -13,6 +13,7 @@ import torch
 from generators import SIDE, nano_generator
 from onedva.generation.checkpoint import latent_space, load_generator, save_generator
 from onedva.generation.sample import generate_clip
+from onedva_export.card import write_card
 from onedva_export.generator import FromGraph, decibels, verify_generator
 from onedva_export.to_onnx import add_generator
 from onedva_export.verify import ParityError
@@ -81,9 +82,15 @@ def test_a_generated_packet_is_one_like_any_other(codec):
     assert codec.decode_clip(packet.thin(4)).shape == (17, SIDE, SIDE, 3)
 
 
-def test_the_manifest_tells_of_the_generator(made, codec):
+def test_manifest_info_and_card_tell_of_the_generator(made, codec, tmp_path):
     spec = codec.manifest.generator
     assert spec is not None and spec.classes == ("ring", "slide", "spin") and spec.sizes == ((48, 48),)
+    told = codec.info()["generator"]
+    assert told["classes"] == ("ring", "slide", "spin") and told["max_tokens"] == 16
+    content = json.loads((made / "manifest.json").read_text())
+    write_card(tmp_path / "README.md", content)
+    card = (tmp_path / "README.md").read_text()
+    assert "Classes: ring, slide, spin." in card and "17 frames of 48×48" in card and 'label="ring"' in card
     report = json.loads((made / "manifest.json").read_text())["parity"]["generator"]
     assert {(row["is_key"], row["tokens"]) for row in report} == {(k, n) for k in (True, False) for n in (0, 4, 16)}
     assert min(row["1_step_db"] for row in report) >= 60 and min(row["4_step_db"] for row in report) >= 50
@@ -115,6 +122,7 @@ def test_wrong_requests_are_told_what_is_allowed(codec):
         (ValueError, "guidance must be finite and at least 0, got -1", {"guidance": -1}),
         (ValueError, "multiples of 16", {"size": (50, 48)}),
         (ValueError, "num_steps", {"num_steps": 0}),
+        (ValueError, "tokens must be at most 16 for such a clip, got 17", {"tokens": 17}),
         (ValueError, "the model takes", {"size": (4096, 4096)}),
     ):
         with pytest.raises(error, match=match):

@@ -93,9 +93,16 @@ def test_a_killed_run_goes_on_without_losing_or_doubling_a_clip(scenes, autoenco
 
 
 def test_a_resumed_run_must_have_the_same_plan(scenes, autoencoder, latents):
-    other = make_plan(scenes, autoencoder, size=(SIDE, SIDE), continuation=True, videos_per_shard=5)
-    with pytest.raises(ValueError, match=r"begun with another plan \(videos, labels\)"):
-        tokenise(scenes, latents, other, model=autoencoder, resume=True)
+    for changes, named in (
+        ({"videos_per_shard": 5}, "videos_per_shard"),
+        ({"split": "dev"}, "split, videos, labels"),
+        ({"clips_per_video": 1}, "clips_per_video"),
+    ):
+        other = make_plan(
+            scenes, autoencoder, size=(SIDE, SIDE), continuation=True, **{"videos_per_shard": 6, **changes}
+        )
+        with pytest.raises(ValueError, match=rf"begun with another plan \({named}\)"):
+            tokenise(scenes, latents, other, model=autoencoder, resume=True)
 
 
 def test_workers_make_the_same_shards(scenes, autoencoder, latents, plan, tmp_path):

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from onedva.generation.latent_shards import LatentSet
 from onedva.generation.model import LatentDiT
 from onedva.generation.sample import generate_latents
 from onedva.generation.step import LatentStep, draw_length, draw_step, set_statistics
-from onedva.generation.train import generator_config, run
+from onedva.generation.train import check_same, generator_config, run
 
 SHAPE = {"width": 64, "depth": 1, "mlp_ratio": 2.0}
 
@@ -149,6 +151,34 @@ def test_texts_condition_and_are_checked(latents, tmp_path):
     save_file(texts, tmp_path / "texts.safetensors")
     with pytest.raises(ValueError, match="no text for 1 videos, such as cross"):
         run(latents=latents, output=tmp_path / "b", train=quick(), text=tmp_path / "texts.safetensors", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("classes", {"classes": ("a", "b")}),
+        ("max_tokens", {"max_tokens": 5}),
+        ("sizes", {"sizes": ((32, 32),)}),
+        ("anchors", {"anchors": "generated"}),
+        ("continuation", {"continuation": False}),
+        ("autoencoder", {"autoencoder": "00"}),
+    ],
+)
+def test_a_run_goes_on_with_latents_of_its_kind_only(latents, name, changes):
+    now = generator_config(LatentSet(latents), **SHAPE)
+    check_same(now, dataclasses.replace(now, width=128), where="the run")
+    with pytest.raises(ValueError, match=rf"the run was begun with other latents \({name}\): give --latents as then"):
+        check_same(dataclasses.replace(now, **changes), now, where="the run")
+
+
+def test_a_loss_that_is_not_finite_says_what_is_saved(latents, tmp_path, monkeypatch):
+    for saved, message in ((False, "no checkpoint was saved yet"), (True, "the last checkpoint is in")):
+        output = tmp_path / str(saved)
+        if saved:
+            run(latents=latents, output=output, train=quick(steps=1), shape=SHAPE, quiet=True)
+        with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match=message):
+            patch.setattr("onedva.flow.loss_weight", lambda t: t * math.nan)
+            run(latents=latents, output=output, train=quick(steps=2), shape=SHAPE, resume=saved, quiet=True)
 
 
 def test_bad_settings_are_refused(latents, tmp_path):
