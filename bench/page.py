@@ -30,7 +30,13 @@ def write_page(document: Mapping[str, Any], *, quick: bool) -> str:
     ]
     for name, problem in document["problems"].items():
         parts.append(f"`{name}` failed: {problem}")
-    for name, write in (("latency", latency), ("quality", quality), ("peers", peers), ("floor", floor)):
+    for name, write in (
+        ("latency", latency),
+        ("quality", quality),
+        ("peers", peers),
+        ("floor", floor),
+        ("nodes", nodes),
+    ):
         if name in document:
             parts += write(document[name])
     for name, title in (("stream", "Stream"), ("cold", "Cold start")):
@@ -113,6 +119,19 @@ def floor(part: Mapping[str, Any]) -> list[str]:
     ]
     note = "Each matrix product of a graph timed alone, OpenVINO fp32; an attention counts as two."
     return ["## Floor", note, table(columns, rows)]
+
+
+def nodes(part: Mapping[str, Any]) -> list[str]:
+    """Milliseconds of each kind of work, a row for each verb and length."""
+    kinds = sorted({kind for row in part["rows"] for kind in row["ms"]})
+    rows = [
+        [row["what"], str(row["latents"]), *(text(row["ms"].get(kind, 0.0)) for kind in kinds)] for row in part["rows"]
+    ]
+    note = (
+        f"Milliseconds of OpenVINO's nodes, {part['dtype']}, by kind of work; the clocks themselves cost a little. "
+        "Of an encode, the linear transform stays in fp32."
+    )
+    return ["## Where the time goes", note, table(["what", "latents", *kinds], rows)]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

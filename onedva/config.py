@@ -42,7 +42,7 @@ class OneDVAConfig:
     """Learned queries: the most 1D latents the model can emit."""
     trained_tokens: int = 1024
     """Longest 1D sequence seen in training; a longer one is not asked of the model."""
-    components: int = 256
+    components: int = 512
     """Principal components of a patch that latents and preview are made of; see `onedva.transform`."""
     classes: int = 4
     """Sets of directions that each grid column chooses from; see `onedva.transform`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onedva.column_classes import ROWS, class_covariances
 from onedva.config import PATCH_VALUES, OneDVAConfig
+from onedva.crops import crop_run
 from onedva.data import Clip
 from onedva.decoder import share_of_usual
 from onedva.model import OneDVA, to_video
@@ -27,7 +28,7 @@ CROP = 256
 RIDGE = 1e-2  # of the mean squared feature; keeps rarely seen combinations near zero
 ERROR_SCALE = 0.002  # MSE on [-1, 1] at which a crop's weight is half of its most
 CONTEXT_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-MOST_COLUMNS = 150_000  # that directions are fit to: 0.8 GB where a column has 5 groups of 256 coefficients
+MOST_COLUMNS = 150_000  # that directions are fit to: 1.5 GB where a column has 5 groups of 512 coefficients
 SMALLEST_STD = 1e-4  # of a latent; keeps directions that training clips never used from dividing by zero
 
 
@@ -41,6 +42,16 @@ def random_crops(clips: Sequence[Clip], *, frames: int, per_clip: int, seed: int
             start = random.integers(0, total - frames + 1)
             top, left = random.integers(0, height - tall + 1), random.integers(0, width - wide + 1)
             crop = np.array(clip.frames[start : start + frames, top : top + tall, left : left + wide])
+            yield to_video(torch.from_numpy(crop)[None])
+
+
+def varied_crops(clips: Sequence[Clip], *, frames: int, per_clip: int, seed: int) -> Iterator[Tensor]:
+    """As `random_crops`, with what training varies (`onedva.crops.crop_run`): scale, speed, mirrored, backwards."""
+    random = np.random.default_rng(seed)
+    for clip in clips:
+        height, width = (min(CROP, size // 16 * 16) for size in clip.frames.shape[1:3])
+        for _ in range(per_clip):
+            crop, _ = crop_run(clip, run=frames, height=height, width=width, random=random)
             yield to_video(torch.from_numpy(crop)[None])
 
 
@@ -71,7 +82,7 @@ def crop_weight(error: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 10, seed: int = 2) -> None:
+def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 20, seed: int = 2) -> None:
     """Set a model's transform, in place: `pca` as its basis, and along time the principal directions of each class of
     columns.
 
@@ -108,12 +119,12 @@ def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_cl
 
 
 def columns_of(transform: PatchTransform, clips: Sequence[Clip], *, per_clip: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Columns (N, Tg·R) of random crops of the longest clips, N ≤ MOST_COLUMNS, and their weights (N,)."""
+    """Columns (N, Tg·R) of varied crops of the longest clips, N ≤ MOST_COLUMNS, and their weights (N,)."""
     random = np.random.default_rng(seed)
     columns, weights = [], []
     frames = 1 + (transform.max_groups - 1) * placement.PATCH_FRAMES
     most = max(1, MOST_COLUMNS // max(len(clips) * per_clip, 1))  # of one crop
-    for video in random_crops(clips, frames=frames, per_clip=per_clip, seed=seed):
+    for video in varied_crops(clips, frames=frames, per_clip=per_clip, seed=seed):
         patches = patchify(video)
         coefficients = transform.coefficients(patches)
         kept = coefficients[..., : transform.structural_channels].square().sum(-1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nano import random_transform
+from onedva import linear_start
 from onedva.config import OneDVAConfig
 from onedva.data import Clip
 from onedva.linear_start import fit_transform
@@ -107,8 +108,13 @@ def quick_pca() -> Callable[[Tensor, int], PatchPCA]:
 
 
 @pytest.fixture
-def pca_model(nano: Callable[..., OneDVAConfig], quick_pca: Callable[[Tensor, int], PatchPCA]) -> Callable[..., OneDVA]:
-    """pca_model(video, **changes): a nano model whose transform is fit to `video`, which is one full clip a row."""
+def pca_model(
+    nano: Callable[..., OneDVAConfig],
+    quick_pca: Callable[[Tensor, int], PatchPCA],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., OneDVA]:
+    """pca_model(video, **changes): a nano model whose transform is fit to `video` as it is, one full clip a row."""
+    monkeypatch.setattr(linear_start, "varied_crops", linear_start.random_crops)
 
     def make(video: Tensor, **changes: Any) -> OneDVA:
         torch.manual_seed(1)

@@ -45,7 +45,7 @@ def test_every_kind_decodes_and_trains(changes, nano, random_model, make_video) 
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [("tiny", 9, 14), ("small", 26, 34), ("base", 170, 230), ("large", 850, 1150), ("paper", 150, 220)],
+    [("tiny", 18, 22), ("small", 34, 40), ("base", 170, 230), ("large", 850, 1150), ("paper", 150, 220)],
 )
 def test_presets_have_the_stated_size(name: str, low: float, high: float) -> None:
     with torch.device("meta"):

@@ -41,7 +41,7 @@ def slow_detail(frames: np.ndarray) -> np.ndarray:
         before = [(i - 1 if i else 1, y, x)] * (t > 1)
         for energy, neighbours in ((gradients, beside), (motion, before)):
             energy[at] += sum((luma[i][y][x] - luma[a][b][c]) ** 2 for a, b, c in neighbours)
-    roots = [math.isqrt(a * b) if t > 1 else a for a, b in zip(gradients.flat, motion.flat, strict=True)]
+    roots = [math.isqrt(a * (b + a // 32)) if t > 1 else a for a, b in zip(gradients.flat, motion.flat, strict=True)]
     return np.array(roots, np.int64).reshape(grid_of(t, h, w))
 
 
@@ -73,8 +73,13 @@ def test_detail_is_where_things_move() -> None:
     frames[6, 20:28, 36:44] = 200  # inside position (1, 2) of group 2
     frames[:, 4:8, 4:8] = 20  # as rich, but it stands still
     detail = detail_map(frames)
-    assert detail[2, 1, 2] > 0
-    assert np.count_nonzero(detail) == 1
+    still = detail[:, 0, 0]
+    assert np.count_nonzero(detail) == 1 + len(still) and still[1] == still[2] > 0
+    texture, motion = texture_and_motion(frames)
+    assert motion[2, 1, 2] > 0 and not motion[:, 0, 0].any()
+    assert detail[2, 1, 2] / texture[2, 1, 2] > 4 * still[2] / texture[2, 0, 0], (
+        "what moves counts several times as much"
+    )
 
 
 @pytest.mark.parametrize("size", [(4, 32, 32), (0, 32, 32), (5, 30, 32), (5, 32, 40), (5, 0, 16), (5, 16, -16)])
