@@ -59,7 +59,9 @@ def test_eight_threads_equal_the_serial_results_and_memory_stays(shared: VideoCo
         assert list(pool.map(thread, range(THREADS))) == [0] * THREADS
     quarter = len(memory) // 4
     assert len(memory) == THREADS * CALLS
-    assert np.mean(memory[-quarter:]) - np.mean(memory[quarter : 2 * quarter]) <= 10
+    # 1 %: the memory of one run of one graph, which a size may need for the first time as late as that
+    grown = np.mean(memory[-quarter:]) - np.mean(memory[quarter : 2 * quarter])
+    assert grown <= max(10, 0.01 * memory[-1])
 
 
 def test_the_comparison_can_fail(codec: VideoCodec) -> None:
