@@ -2,8 +2,8 @@
 
     python bench/node_times.py -m tiny [--dtype bf16]    # JSON on stdout
 
-The graphs run through the codec's backend, so at exactly its settings: bf16 where the CPU is fast at it, else fp32.
-Times are medians over runs; a node's time is wall time on all cores. Asking for them costs a few percent.
+The graphs run through the codec's backend, so at exactly its settings, with OpenVINO's clocks on, which cost some time
+themselves. Medians over runs; a node's time is wall time on all cores.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Profiled(OpenVinoBackend):
 
 
 def kind_of(node: Any) -> str:
-    """The kind of work of an executed node. OpenVINO makes one node of an attention, named after it."""
-    if "scaled_dot_product_attention" in node.node_name and node.node_type == "Subgraph":
+    """The kind of work of an executed node. OpenVINO makes one node of an attention, named after it in either style."""
+    if "scaleddotproductattention" in node.node_name.replace("_", "").lower() and node.node_type == "Subgraph":
         return "attention"
     kind = next((kind for kind, types in KINDS.items() if node.node_type in types), "data movement")
     return f"{kind}, fp32" if kind == "linear layers" and node.exec_type.endswith("f32") else kind

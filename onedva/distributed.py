@@ -53,7 +53,7 @@ def start_world(device: str | None = None) -> World:
 
 
 def check_device(device: str | None = None) -> str:
-    """ "cpu" or "cuda": what was asked for, default CUDA if there. Raises ValueError for others, or without a GPU."""
+    """What was asked for, "cpu" or "cuda", default CUDA if there. Raises ValueError for others, or without a GPU."""
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {kind!r}; CUDA_VISIBLE_DEVICES chooses among several")

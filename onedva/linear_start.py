@@ -7,7 +7,7 @@ most detail, are the *linear floor* that training is held against (`onedva eval 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -32,26 +32,25 @@ MOST_COLUMNS = 150_000  # that directions are fit to: 1.5 GB where a column has 
 SMALLEST_STD = 1e-4  # of a latent; keeps directions that training clips never used from dividing by zero
 
 
-def random_crops(clips: Sequence[Clip], *, frames: int, per_clip: int, seed: int) -> Iterator[Tensor]:
-    """Crops of frames×256×256 (less of a smaller clip), `per_clip` of each, one by one: video (1, 3, T, H, W)."""
+def random_crops(
+    clips: Sequence[Clip], *, frames: int, per_clip: int, seed: int, varied: bool = False
+) -> Iterator[Tensor]:
+    """Crops of frames×256×256 (less of a smaller clip), `per_clip` of each, one by one: video (1, 3, T, H, W).
+
+    varied: of several scales and speeds, mirrored and backwards, as training has them (`onedva.crops.crop_run`).
+    """
     random = np.random.default_rng(seed)
     for clip in clips:
         total, height, width, _ = clip.frames.shape
         tall, wide = (min(CROP, size // 16 * 16) for size in (height, width))
         for _ in range(per_clip):
+            if varied:
+                crop, _ = crop_run(clip, run=frames, height=tall, width=wide, random=random)
+                yield to_video(torch.from_numpy(crop)[None])
+                continue
             start = random.integers(0, total - frames + 1)
             top, left = random.integers(0, height - tall + 1), random.integers(0, width - wide + 1)
             crop = np.array(clip.frames[start : start + frames, top : top + tall, left : left + wide])
-            yield to_video(torch.from_numpy(crop)[None])
-
-
-def varied_crops(clips: Sequence[Clip], *, frames: int, per_clip: int, seed: int) -> Iterator[Tensor]:
-    """As `random_crops`, with what training varies (`onedva.crops.crop_run`): scale, speed, mirrored, backwards."""
-    random = np.random.default_rng(seed)
-    for clip in clips:
-        height, width = (min(CROP, size // 16 * 16) for size in clip.frames.shape[1:3])
-        for _ in range(per_clip):
-            crop, _ = crop_run(clip, run=frames, height=height, width=width, random=random)
             yield to_video(torch.from_numpy(crop)[None])
 
 
@@ -82,7 +81,9 @@ def crop_weight(error: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 20, seed: int = 2) -> None:
+def fit_transform(
+    model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 20, seed: int = 2, varied: bool = True
+) -> None:
     """Set a model's transform, in place: `pca` as its basis, and along time the principal directions of each class of
     columns.
 
@@ -94,7 +95,8 @@ def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_cl
     transform.basis.copy_(pca.components[: config.components])
     transform.mean.copy_(pca.mean)
     groups, size = transform.max_groups, transform.components
-    columns, weights = columns_of(transform, clips, per_clip=per_clip, seed=seed)
+    crops = random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed, varied=varied)
+    columns, weights = columns_of(transform, crops, count=len(clips) * per_clip, seed=seed)
     of_groups = (columns.T.square() @ weights / weights.sum()).reshape(groups, size)
     transform.coefficient_std.copy_(of_groups.mean(0).sqrt().clamp(min=SMALLEST_STD))
     scale = torch.ones(groups, size)
@@ -118,13 +120,12 @@ def fit_transform(model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_cl
     transform.remainder_std.copy_((left.mean(0) / weights.sum()).sqrt().clamp(min=SMALLEST_STD))
 
 
-def columns_of(transform: PatchTransform, clips: Sequence[Clip], *, per_clip: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Columns (N, Tg·R) of varied crops of the longest clips, N ≤ MOST_COLUMNS, and their weights (N,)."""
+def columns_of(transform: PatchTransform, crops: Iterable[Tensor], *, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Columns (N, Tg·R) of `count` crops of full clips, N ≤ MOST_COLUMNS, and their weights (N,)."""
     random = np.random.default_rng(seed)
     columns, weights = [], []
-    frames = 1 + (transform.max_groups - 1) * placement.PATCH_FRAMES
-    most = max(1, MOST_COLUMNS // max(len(clips) * per_clip, 1))  # of one crop
-    for video in varied_crops(clips, frames=frames, per_clip=per_clip, seed=seed):
+    most = max(1, MOST_COLUMNS // max(count, 1))  # of one crop
+    for video in crops:
         patches = patchify(video)
         coefficients = transform.coefficients(patches)
         kept = coefficients[..., : transform.structural_channels].square().sum(-1)

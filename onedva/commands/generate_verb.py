@@ -114,8 +114,9 @@ class Known:
         from onedva_runtime import placement
 
         grid = placement.grid_of(self.frames, height, width)
-        longest = placement.longest(grid, max_tokens=self.max_tokens, is_key=is_key)
-        return placement.asked_tokens(asked, longest, length_multiple=self.length_multiple)
+        return placement.asked_tokens(
+            asked, grid, max_tokens=self.max_tokens, is_key=is_key, length_multiple=self.length_multiple
+        )
 
 
 def known_of(folder: Path, *, is_bundle: bool) -> Known:

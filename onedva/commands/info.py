@@ -119,10 +119,10 @@ def _selftest(cases: Sequence[Mapping[str, Any]]) -> Table:
 
 def _brief(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What `VideoCodec.info` tells, less the cases that the parity report is the worst of: `--json` has them."""
-    brief = {**facts, "parity": {name: value for name, value in facts["parity"].items() if name != "cases"}}
+    worst = {name: value for name, value in facts["parity"].items() if name not in ("cases", "generator")}
+    brief = {**facts, "parity": worst}
     if generator := facts["generator"]:
         sizes = [f"{width}x{height}" for height, width in generator["sizes"]]
-        brief["parity"].pop("generator", None)
         brief["generator"] = {**generator, "sizes": sizes, "classes": generator["classes"] or "none"}
     return brief
 

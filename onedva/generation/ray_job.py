@@ -55,6 +55,11 @@ def tokenise_on_ray(
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    todo = begin(output, plan, model=model, resume=resume)
+    total = Tokenised(0, (), shards=0, present=len(plan.videos) - len(todo))
+    advance(total.present)
+    if not todo:
+        return total
     started = not ray.is_initialized()
     if started:
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
@@ -62,11 +67,6 @@ def tokenise_on_ray(
         kind = "CPU" if device == "cpu" else "GPU"
         if not ray.cluster_resources().get(kind, 0):
             raise ValueError(f"device {device}: the Ray cluster {address} has no {kind}")
-        todo = begin(output, plan, model=model, resume=resume)
-        total = Tokenised(0, (), shards=0, present=len(plan.videos) - len(todo))
-        advance(total.present)
-        if not todo:
-            return total
         actors = workers or max(1, int(ray.cluster_resources()[kind]))
         shards = ray.data.from_items([{"shard": index} for index in todo], override_num_blocks=len(todo))
         made = shards.map(

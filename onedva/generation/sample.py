@@ -53,8 +53,9 @@ def generate_latents(
     height, width = size or config.sizes[0]
     grid = placement.grid_of(config.clip_frames, height, width)
     is_key = first is None
-    longest = placement.longest(grid, max_tokens=config.max_tokens, is_key=is_key)
-    count = placement.asked_tokens(tokens, longest, length_multiple=config.length_multiple)
+    count = placement.asked_tokens(
+        tokens, grid, max_tokens=config.max_tokens, is_key=is_key, length_multiple=config.length_multiple
+    )
     asked = ask(generator, labels=labels, tokens=count, size=(height, width), first=first, text=text, layered=layered)
     noise = [
         latent_noise(seed, grid, config.structural_channels, max(count, 1), config.sequence_channels) for seed in seeds

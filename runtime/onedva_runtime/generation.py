@@ -104,8 +104,13 @@ def check_asked(
         raise ValueError(f"{width}x{height} makes {grid[0] * grid[1] * grid[2]} positions; the model takes {most}")
     if not (np.isfinite(guidance) and guidance >= 0):
         raise ValueError(f"guidance must be finite and at least 0, got {guidance}")
-    longest = placement.longest(grid, max_tokens=spec.max_tokens, is_key=first_frame is None)
-    wanted_tokens = None if tokens is None else check_integer("tokens", tokens, 0, 2**31)
+    count = placement.asked_tokens(
+        None if tokens is None else check_integer("tokens", tokens, 0, 2**31),
+        grid,
+        max_tokens=spec.max_tokens,
+        is_key=first_frame is None,
+        length_multiple=spec.length_multiple,
+    )
     first = None
     if first_frame is not None:
         if not spec.continuation:
@@ -118,7 +123,7 @@ def check_asked(
         raise ValueError(f"text must be of shape {wanted}; got {text.shape}")
     return Asked(
         label=label_of(spec.classes, label),
-        tokens=placement.asked_tokens(wanted_tokens, longest, length_multiple=spec.length_multiple),
+        tokens=count,
         num_steps=check_integer("num_steps", num_steps, 1, bundle.manifest.sampler.max_steps),
         guidance=float(guidance),
         seed=check_integer("seed", seed, 0, 2**64 - 1),

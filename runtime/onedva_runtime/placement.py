@@ -117,14 +117,17 @@ def round_tokens(tokens: int, limit: int, *, length_multiple: int = 16) -> int:
     return min(-(-tokens // length_multiple) * length_multiple, limit)
 
 
-def asked_tokens(tokens: int | None, longest: int, *, length_multiple: int = 16) -> int:
+def asked_tokens(
+    tokens: int | None, grid: tuple[int, int, int], *, max_tokens: int, is_key: bool, length_multiple: int
+) -> int:
     """The latents of a clip that is to be generated with so many, None for the most: rounded up to `length_multiple`.
 
-    longest: what `longest` returns for it. ValueError for more than that, or a negative number.
+    grid, max_tokens, is_key: as `longest` takes them. ValueError for more than that, or a negative number.
     """
-    if tokens is not None and tokens > longest:
-        raise ValueError(f"tokens must be at most {longest} for such a clip, got {tokens}")
-    return longest if tokens is None else round_tokens(tokens, longest, length_multiple=length_multiple)
+    most = longest(grid, max_tokens=max_tokens, is_key=is_key)
+    if tokens is not None and tokens > most:
+        raise ValueError(f"tokens must be at most {most} for such a clip, got {tokens}")
+    return most if tokens is None else round_tokens(tokens, most, length_multiple=length_multiple)
 
 
 def place(

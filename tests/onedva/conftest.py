@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from nano import random_transform
-from onedva import linear_start
 from onedva.config import OneDVAConfig
 from onedva.data import Clip
 from onedva.linear_start import fit_transform
@@ -108,19 +107,14 @@ def quick_pca() -> Callable[[Tensor, int], PatchPCA]:
 
 
 @pytest.fixture
-def pca_model(
-    nano: Callable[..., OneDVAConfig],
-    quick_pca: Callable[[Tensor, int], PatchPCA],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., OneDVA]:
+def pca_model(nano: Callable[..., OneDVAConfig], quick_pca: Callable[[Tensor, int], PatchPCA]) -> Callable[..., OneDVA]:
     """pca_model(video, **changes): a nano model whose transform is fit to `video` as it is, one full clip a row."""
-    monkeypatch.setattr(linear_start, "varied_crops", linear_start.random_crops)
 
     def make(video: Tensor, **changes: Any) -> OneDVA:
         torch.manual_seed(1)
         model = OneDVA(nano(**{"clip_frames": video.shape[2], **changes})).eval()
         clips = [Clip(str(row), frames, 24.0) for row, frames in enumerate(to_frames(video))]
-        fit_transform(model, clips, quick_pca(video, model.config.components), per_clip=1)
+        fit_transform(model, clips, quick_pca(video, model.config.components), per_clip=1, varied=False)
         return model.requires_grad_(False)
 
     return make

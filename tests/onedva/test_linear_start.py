@@ -18,7 +18,6 @@ from onedva.linear_start import (
     fit_transform,
     floor_error,
     random_crops,
-    varied_crops,
 )
 from onedva.model import OneDVA, to_video
 from onedva.patches import PatchPCA, patchify
@@ -57,12 +56,14 @@ def test_components_are_fit_on_as_many_crops_of_every_clip(monkeypatch: pytest.M
 def test_directions_are_fit_on_crops_of_many_kinds(make_frames: Callable[..., np.ndarray]) -> None:
     """As many of every clip, of one size, the same for a seed; mirrored, backwards and scaled ones too."""
     clips = [Clip("clip", make_frames(1, 40, 96, 112)[0], 24.0)]
-    plain, varied = (list(crops(clips, frames=5, per_clip=12, seed=1)) for crops in (random_crops, varied_crops))
+    plain, varied = (
+        list(random_crops(clips, frames=5, per_clip=12, seed=1, varied=varied)) for varied in (False, True)
+    )
     assert {crop.shape for crop in plain} == {crop.shape for crop in varied} == {(1, 3, 5, 96, 112)}
     windows = to_video(torch.from_numpy(np.asarray(clips[0].frames))[None]).unfold(2, 5, 1)[0]  # (3, 36, H, W, 5)
     kinds = [any(window.permute(0, 3, 1, 2).equal(crop[0]) for window in windows.unbind(1)) for crop in varied]
     assert any(kinds) and not all(kinds)
-    again = varied_crops(clips, frames=5, per_clip=12, seed=1)
+    again = random_crops(clips, frames=5, per_clip=12, seed=1, varied=True)
     assert all(one.equal(other) for one, other in zip(varied, again, strict=True))
 
 
