@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from onedva_runtime import VideoCodec
-from onedva_runtime.backends import openvino
+from onedva_runtime.backends import openvino_graphs
 from onedva_runtime.backends.openvino import OpenVinoBackend, precisions
+from onedva_runtime.backends.openvino_graphs import CompiledGraphs
 from onedva_runtime.backends.openvino_split import MEETING, split_encoder
 from onedva_runtime.bundle import read_bundle
 from onedva_runtime.clips import make_clip
@@ -66,15 +67,14 @@ def test_threads_share_a_codec_and_conditions_do_not_mix(fake_bundle: Path) -> N
 
 
 def test_requests_go_back_and_shapes_used_long_ago_go(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino, "MAX_COMPILED", 6)
+    monkeypatch.setattr(openvino_graphs, "MAX_COMPILED", 6)
     codec = opened(fake_bundle)
     backend = codec._backend
     assert isinstance(backend, OpenVinoBackend)
     for height in range(16, 16 * 5, 16):
         for _ in range(2):
             codec.decode_clip(codec.encode_clip(make_clip(5, height, 32), tokens=16))
-    assert len(backend._compiled) == 6
-    assert {len(compiled.idle) for compiled in backend._compiled.values()} == {1}
+    assert backend._graphs.idle_runs() == [1] * 6
 
 
 def test_one_compilation_serves_every_length(fake_bundle: Path) -> None:
@@ -83,7 +83,7 @@ def test_one_compilation_serves_every_length(fake_bundle: Path) -> None:
     assert isinstance(backend, OpenVinoBackend)
     for tokens in (0, 16, 32, 48):
         codec.decode_clip(codec.encode_clip(make_clip(9, 64, 64), tokens=tokens))
-    assert len(backend._compiled) == 3
+    assert len(backend._graphs) == 3
 
 
 def test_compiled_graphs_are_kept_privately_by_content(
@@ -211,15 +211,15 @@ def test_a_shape_that_is_there_does_not_wait_for_one_that_is_compiled(
     codec, frames = opened(fake_bundle), make_clip(5, 32, 48)
     packet = codec.encode_clip(frames, tokens=16)
     compiling, go_on, made = threading.Event(), threading.Event(), []
-    make = OpenVinoBackend._make
+    make = CompiledGraphs._make
 
-    def slow(self: OpenVinoBackend, graph: str, *rest: Any) -> Any:
+    def slow(self: CompiledGraphs, graph: str, *rest: Any) -> Any:
         made.append(graph)
         compiling.set()
         assert go_on.wait(30)
         return make(self, graph, *rest)
 
-    monkeypatch.setattr(OpenVinoBackend, "_make", slow)
+    monkeypatch.setattr(CompiledGraphs, "_make", slow)
     with ThreadPoolExecutor(2) as pool:
         others = [pool.submit(codec.encode_clip, make_clip(5, 48, 48), tokens=16) for _ in range(2)]
         try:
