@@ -14,7 +14,8 @@ from pathlib import Path
 from onedva_runtime.errors import BundleError
 from onedva_runtime.files import AtomicFile, sha256_of
 from onedva_runtime.hub import find, shipped
-from onedva_runtime.manifest import FileSpec, GraphSpec, Manifest, parse_manifest
+from onedva_runtime.manifest import FileSpec, GraphSpec, Manifest
+from onedva_runtime.manifest_parsing import parse_manifest
 from onedva_runtime.onnx_check import check_graph
 
 __all__ = ["Bundle", "Manifest", "find", "parse_manifest", "read_bundle", "shipped", "write_manifest"]

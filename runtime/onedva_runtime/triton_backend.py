@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from onedva_runtime.backends import Condition, Float32
 from onedva_runtime.errors import BackendError, OneDVAError
-from onedva_runtime.manifest import Manifest, parse_manifest
+from onedva_runtime.manifest import Manifest
+from onedva_runtime.manifest_parsing import parse_manifest
 
 __all__ = ["TritonBackend", "answered", "read_manifest"]
 

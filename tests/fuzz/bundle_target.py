@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from onedva_runtime.errors import BundleError
-from onedva_runtime.manifest import parse_manifest
+from onedva_runtime.manifest_parsing import parse_manifest
 from onedva_runtime.onnx_check import check_graph
 from onedva_runtime.quantiser import latent_std
 
