@@ -68,7 +68,9 @@ def load_model(name_or_path: str | Path, *, revision: str | None = None) -> OneD
     wanted = model.state_dict()
     wrong = set(wanted) ^ set(state) or {name for name in wanted if wanted[name].shape != state[name].shape}
     if wrong:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its config.json: {', '.join(sorted(wrong)[:5])}")
+        names = ", ".join(sorted(wrong)[:5])
+        reason = f"{names} (or is it of another version of onedva?)"
+        raise ValueError(f"{folder / WEIGHTS} does not fit its config.json: {reason}")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return model.eval()
 

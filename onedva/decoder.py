@@ -6,6 +6,7 @@ give linearly, and training adds to it.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from onedva import flow
-from onedva.borders import soften_borders
 from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva.layers import (
     BLOCK_MODULATIONS,
@@ -29,17 +29,20 @@ from onedva.layers import (
     norm,
     rope_rotations,
 )
-from onedva.patches import frames_of, patchify, unpatchify
+from onedva.patches import patchify, unpatchify
 from onedva.transform import PatchTransform
 from onedva_runtime.placement import PATCH_FRAMES
 
+BANDS = 8  # of components, in octaves, whose energies tell how much the preview lacks
+SMALLEST_ENERGY = 1e-3  # of whitened coefficients; less is as good as none
 ENDS_MODULATIONS = 4  # gate of the noisy input; shift, scale and skip gate of the unpatchifier
 
 
 class Condition(NamedTuple):
     """What the diffusion transformer needs of the latents; made once per clip, used at every step."""
 
-    # (B, Tg, Hg, Wg, D), added to the noisy patch embeddings; with a preview D + R: its coefficients behind
+    # (B, Tg, Hg, Wg, D), added to the noisy patch embeddings; with a preview D + R + 1: behind them its coefficients,
+    # and the logarithm of how much it is expected to lack of each patch (`Decoder.context_parts`)
     context: Tensor
     keys_values: (
         Tensor  # stem: (B, blocks, 2, heads, K, 64) · in_context: (B, 5 + K, D + 3), tokens and their positions
@@ -87,7 +90,8 @@ class Decoder(nn.Module):
             groups = 1 + (config.clip_frames - 1) // PATCH_FRAMES
             self.context_gain = nn.Parameter(torch.zeros(groups, config.components))  # of what a context frame shows
             self.context_scale = nn.Parameter(torch.full((1,), 4.0))  # how far it may differ and still be believed
-            self.log_variance = nn.Linear(width, 1)  # of what the preview leaves of a patch, over its usual variance
+            # of what the preview leaves of a patch, over its usual variance
+            self.log_variance = nn.Linear(width + 3 * BANDS + config.classes + 1, 1)
             for layer in (self.preview_hidden, self.log_variance):
                 nn.init.zeros_(layer.weight)
             nn.init.zeros_(self.log_variance.bias)
@@ -114,7 +118,7 @@ class Decoder(nn.Module):
         placed = latents.new_zeros(batch, count, latents.shape[-1])
         placed = placed.scatter_add(1, anchors[..., None].expand_as(latents), latents)  # (B, N, Z)
 
-        coefficients = None
+        coefficients = signs = None
         if transform is None:
             hidden = self.structural_in(structural.reshape(batch, count, -1)) + self.latents_at_in(placed)
         else:
@@ -122,8 +126,9 @@ class Decoder(nn.Module):
             normal = coefficients / transform.coefficient_std
             sent = share_sent(anchors, has_latents, shape)
             hidden = self.coefficients_in(normal) + sent * self.sent_in
-            of_class = transform.chosen(structural) @ self.class_in  # (B, P, D)
-            hidden = (hidden + of_class.reshape(batch, 1, height, width, -1)).flatten(1, 3)
+            chosen = transform.chosen(structural).reshape(batch, 1, height, width, -1)
+            hidden = (hidden + chosen @ self.class_in).flatten(1, 3)
+            signs = torch.cat([band_energies(normal), chosen.expand(-1, groups, -1, -1, -1), sent], dim=-1)
         given = (torch.arange(count, device=hidden.device) < height * width)[None] & ~is_key[:, None]
         hidden = torch.where(given[..., None], self.absent_structural.to(hidden.dtype), hidden)
         tokens = self.latents_in(latents)  # (B, K, D)
@@ -147,11 +152,14 @@ class Decoder(nn.Module):
             latent_rotations = rope_rotations(anchor_at)
             keys_values = torch.stack([layer(tokens, latent_rotations) for layer in self.latents_out], dim=1)  # type: ignore[arg-type]
 
-        if transform is not None and coefficients is not None:
+        if transform is not None and coefficients is not None and signs is not None:
             left = self.preview_hidden(hidden).reshape(*shape, -1)
             coefficients = coefficients + transform.remainder_std * left
-            preview = unpatchify(transform.patches(coefficients)).float()
-            return Condition(torch.cat([hidden.reshape(*shape, -1), coefficients], dim=-1), keys_values, preview)
+            preview = transform.join(*transform.patches_of_groups(coefficients))
+            hidden = hidden.reshape(*shape, -1)
+            with torch.autocast(hidden.device.type, enabled=False):
+                lacks = self.log_variance(torch.cat([hidden.float(), signs], dim=-1)).clamp(-6.0, 6.0)
+            return Condition(torch.cat([hidden, coefficients, lacks], dim=-1), keys_values, preview)
         preview = hidden.new_zeros(batch, 3, 4 * groups - 3, 16 * height, 16 * width, dtype=torch.float32)
         return Condition(hidden.reshape(*shape, -1), keys_values, preview)
 
@@ -162,43 +170,31 @@ class Decoder(nn.Module):
         """
         shape = condition.context.shape[:4]
         if transform is None:
-            patches = self.patch_out(self.features(self.patch_in(patchify(noisy)), t, condition)[0])
+            patches = self.patch_out(self.features(self.patch_in(patchify(noisy)), t, condition))
             output = unpatchify(patches.reshape(*shape, PATCH_VALUES)).float() + condition.preview
         else:
             output = self.clean(noisy, t, condition, transform)
         return output + self.residual(output) if self.config.residual_channels else output
 
     def clean(self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform) -> Tensor:
-        """x̂ (B, 3, T, H, W) but for `residual`: preview and remainder through the basis as one, borders softened."""
-        start, rest = self.clean_patches(*self.remainder(noisy, t, condition, transform), condition, transform)
-        return torch.cat([frames_of(start, 1), frames_of(rest, PATCH_FRAMES)], dim=2).float()
+        """x̂ (B, 3, T, H, W) but for `residual`: preview and remainder through the basis as one."""
+        remainder = self.remainder(noisy, t, condition, transform)
+        return transform.join(*self.clean_patches(remainder, condition, transform))
 
     def clean_patches(
-        self, remainder: Tensor, local: Tensor, condition: Condition, transform: PatchTransform
+        self, remainder: Tensor, condition: Condition, transform: PatchTransform
     ) -> tuple[Tensor, Tensor]:
-        """Preview and a remainder (B, Tg, P, R) as patches with softened borders: frame 0 (B, 1, Hg, Wg, 768) and
-        the groups after it (B, Tg − 1, Hg, Wg, 3072). local (B, Tg, P, 1): as `predicted` gives it."""
-        shape = condition.context.shape[:4]
-        coefficients = condition.context[..., self.config.width :].float() + remainder.reshape(*shape, -1)
-        usual = transform.remainder_std.square().sum() / PATCH_VALUES  # squared error of a pixel of the preview
-        variance = (local * usual).reshape(shape)
-        first, others = coefficients.split([1, shape[1] - 1], dim=1)
-        start = soften_borders(transform.first_frame(first), transform.first_frame_edges(first), variance[:, :1], 1)
-        rest = soften_borders(transform.patches(others), transform.edges(others), variance[:, 1:], PATCH_FRAMES)
-        return start, rest
+        """Preview and a remainder (B, Tg, P, R) as patches that `transform.join` makes a video of."""
+        _, coefficients, _ = self.context_parts(condition)
+        return transform.patches_of_groups(coefficients + remainder.reshape(coefficients.shape))
 
-    def remainder(
-        self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform
-    ) -> tuple[Tensor, Tensor]:
+    def remainder(self, noisy: Tensor, t: Tensor, condition: Condition, transform: PatchTransform) -> Tensor:
         """`remainder_of` what a noisy video (B, 3, T, H, W) shows of the remainder."""
         seen = noisy - flow.per_frame(1 - t, noisy.shape[2]) * condition.preview
-        return self.remainder_of(transform.shown(patchify(seen)), t, condition, transform)
+        return self.remainder_of(transform.shown(transform.cut(seen)), t, condition, transform)
 
-    def remainder_of(
-        self, seen: Tensor, t: Tensor, condition: Condition, transform: PatchTransform
-    ) -> tuple[Tensor, Tensor]:
-        """Coefficients (B, Tg, P, R) of what the preview lacks: what the network predicts, and what is seen of it. And
-        the variance (B, Tg, P, 1) of what the prediction lacks, over the usual.
+    def remainder_of(self, seen: Tensor, t: Tensor, condition: Condition, transform: PatchTransform) -> Tensor:
+        """Coefficients (B, Tg, P, R) of what the preview lacks: what the network predicts, and what is seen of it.
 
         seen (B, Tg, P, R) is (1 − t)·remainder + t·noise. Were the remainder normal around the prediction r̂ with a
         variance σ², its mean given that would be r̂ + (1 − t)σ² / ((1 − t)²σ² + t²) · (seen − (1 − t)·r̂): so later
@@ -208,28 +204,26 @@ class Decoder(nn.Module):
         usual = transform.remainder_std.square()
         # a given frame (t = 0) is seen whole, not less a preview
         expected = torch.where(noise == 0, transform.coefficient_std.square(), kept.square() * usual + noise)
-        hidden, context = self.features(self.patch_in(seen.float() * expected.rsqrt()), t, condition)
+        hidden = self.features(self.patch_in(seen.float() * expected.rsqrt()), t, condition)
         with torch.autocast(seen.device.type, enabled=False):
-            predicted, local = self.predicted(hidden, context, seen.float(), t, condition, transform)
+            predicted, local = self.predicted(hidden, seen.float(), t, condition, transform)
             variance = usual * local
             gain = kept * variance / (kept.square() * variance + noise).clamp(min=1e-8)
-            predicted = predicted + gain * (seen.float() - kept * predicted)
-        return predicted, local
+            return predicted + gain * (seen.float() - kept * predicted)
 
     def predicted(
         self,
         hidden: Tensor,
-        context: Tensor,
         seen: Tensor,
         t: Tensor,
         condition: Condition,
         transform: PatchTransform,
     ) -> tuple[Tensor, Tensor]:
-        """r̂ (B, Tg, P, R) before `noisy` corrects it, and the variance of what it lacks over the usual (B, Tg, P, 1).
+        """r̂ (B, Tg, P, R) before `seen` corrects it, and the variance of what it lacks, over the usual (B, Tg, P, 1).
 
-        hidden, context: of `features`. seen: at least the first group of what `remainder` sees.
+        hidden: of `features`. seen: at least the first group of what `remainder` sees.
         """
-        local = self.log_variance(context.float()).clamp(-6.0, 6.0).exp()
+        local = self.context_parts(condition)[2].flatten(2, 3).exp()
         predicted = self.patch_out(hidden.float()) * transform.remainder_std
         return predicted + self.from_context(seen, t, condition, local, transform), local
 
@@ -242,16 +236,21 @@ class Decoder(nn.Module):
         component, falling to none where the two differ by more than previews lack (`local`, over the usual variance).
         It carries detail and, as errors go on with it, hides the edge between clips. Set by `linear_start.fit_context`.
         """
-        preview = condition.context[..., self.config.width :].flatten(2, 3).float()  # (B, Tg, P, R)
+        preview = self.context_parts(condition)[1].flatten(2, 3)  # (B, Tg, P, R)
         beyond = seen[:, :1] + preview[:, :1] - preview
         differs = share_of_usual(beyond, transform) / local
         belief = 1 / (1 + (differs / self.context_scale).square())
         belief = torch.where((t[:, :1] == 0)[..., None, None], belief, 0.0)
         return belief * self.context_gain[: t.shape[1], None] * beyond
 
-    def features(self, patches: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Embedded noisy patches (B, Tg, …, D) → what the last linear layer makes pixels of, and the context added to
-        them, both (B, Tg, P, D)."""
+    def context_parts(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a model with a preview: what is added to patch embeddings (B, Tg, Hg, Wg, D), the preview's coefficients
+        (…, R) and the log-variance of what it lacks, over the usual (…, 1), these two in float32."""
+        parts = condition.context.split([self.config.width, self.config.components, 1], dim=-1)
+        return parts[0], parts[1].float(), parts[2].float()
+
+    def features(self, patches: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Embedded noisy patches (B, Tg, …, D) → what the last linear layer makes pixels of, (B, Tg, P, D)."""
         batch, groups, height, width, _ = condition.context.shape
         modulation = self.time(t)  # (B, Tg, 10·D)
         blocks, ends = modulation.split(
@@ -280,11 +279,10 @@ class Decoder(nn.Module):
                 key, value = condition.keys_values[:, index, 0], condition.keys_values[:, index, 1]
                 hidden = block(hidden, blocks, rotations, key, value)
 
-        hidden = self.norm(hidden + (1 + skip) * first) * (1 + scale) + shift
-        return hidden, context
+        return self.norm(hidden + (1 + skip) * first) * (1 + scale) + shift
 
     def residual(self, video: Tensor) -> Tensor:
-        """What two 3×3 convolutions over each frame add, chiefly across patch borders: (B, 3, T, H, W)."""
+        """What two 3×3 convolutions over each frame add: (B, 3, T, H, W)."""
         frames = rearrange(video, "b c t h w -> (b t) c h w")
         frames = frames.contiguous(memory_format=torch.channels_last)  # several times faster than planar on a CPU
         frames = self.residual_out(F.gelu(self.residual_in(frames), approximate="tanh"))
@@ -309,6 +307,24 @@ class Decoder(nn.Module):
 def share_of_usual(coefficients: Tensor, transform: PatchTransform) -> Tensor:
     """Energy of coefficients (…, R) over what previews usually lack: (…, 1)."""
     return coefficients.square().sum(-1, keepdim=True) / transform.remainder_std.square().sum()
+
+
+def band_energies(normal: Tensor) -> Tensor:
+    """How much of each scale of detail there is, which tells how much is missing: whitened coefficients (B, Tg, Hg, Wg,
+    R) → (B, Tg, Hg, Wg, 3·BANDS), logarithms of the mean energy in bands of components.
+
+    Of the patch, of its column, and of what changes along the column; bands begin at R / 2, R / 4, … and 0.
+    """
+    count = normal.shape[-1]
+    ends = [0, *(max(count >> shift, 1) for shift in range(BANDS - 1, 0, -1)), count]
+    bands = normal.new_zeros(count, BANDS)
+    for index, (start, end) in enumerate(pairwise(ends)):
+        bands[start:end, index] = 1 / max(end - start, 1)
+    own = normal.square() @ bands
+    column = own.mean(dim=1, keepdim=True)
+    changing = ((normal - normal.mean(dim=1, keepdim=True)).square() @ bands).mean(dim=1, keepdim=True)
+    found = [own, column.expand_as(own), changing.expand_as(own)]
+    return (torch.cat(found, dim=-1) + SMALLEST_ENERGY).log()
 
 
 def share_sent(anchors: Tensor, has_latents: Tensor, shape: tuple[int, int, int, int]) -> Tensor:

@@ -77,7 +77,8 @@ class Encoder(nn.Module):
 
         transform: the model's, where `config.pca`.
         """
-        return self.encode_patches(patchify(video), resolution, is_key, anchors, transform)
+        patches = patchify(video) if transform is None else transform.cut(video)
+        return self.encode_patches(patches, resolution, is_key, anchors, transform)
 
     def encode_patches(
         self, patches: Tensor, resolution: Tensor, is_key: Tensor, anchors: Tensor, transform: PatchTransform | None

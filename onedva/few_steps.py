@@ -2,8 +2,8 @@
 
 Noise is only ever seen through the basis, and what is seen of it has the preview's part taken off: (1 − t)·remainder
 + t·noise, the *state*. A step moves it by dt · (state − r̂) / t, with which the preview and all that lies outside the
-basis cancel; the last step ends at r̂. So pixels are made once, at the end, with soft borders, and a step costs the
-transformer alone. `Decoder.velocity` is the same on pixels, but softens borders at every step.
+basis cancel; the last step ends at r̂. So pixels are made once, at the end, and a step costs the transformer alone.
+`Decoder.velocity` is the same on pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from onedva import flow
 from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva.decoder import Condition, Decoder
-from onedva.patches import frames_of, pack_patches, patchify, to_levels
+from onedva.patches import to_levels
 from onedva.transform import PatchTransform
 from onedva_runtime.placement import PATCH_FRAMES
 
@@ -29,10 +29,10 @@ def begin(
 ) -> Tensor:
     """The state (B, Tg, P, R) at t = 1. noise (B, 3, T, H, W).
 
-    is_key (B,) bool; given (B, Hg, Wg, 768): frame 0 of continuation clips, in patches of [-1, 1]; their group 0 is at
-    t = 0 from the start. Ignored for key clips.
+    is_key (B,) bool; given (B, Hg, Wg, 768): frame 0 of continuation clips, in patches as `transform.cut` makes them;
+    their group 0 is at t = 0 from the start. Ignored for key clips.
     """
-    state = transform.shown(patchify(noise))
+    state = transform.shown(transform.cut(noise))
     seen = shown_of_given(condition, given, decoder, transform)
     first, others = state.split([1, state.shape[1] - 1], dim=1)
     return torch.cat([torch.where(is_key[:, None, None, None], first, seen), others], dim=1)
@@ -40,13 +40,13 @@ def begin(
 
 def shown_of_given(condition: Condition, given: Tensor, decoder: Decoder, transform: PatchTransform) -> Tensor:
     """What a given frame 0 (B, Hg, Wg, 768) shows beyond the preview: (B, 1, P, R)."""
-    first = condition.context[:, 0, :, :, decoder.config.width :].flatten(1, 2).float()  # (B, P, R)
+    first = decoder.context_parts(condition)[1][:, 0].flatten(1, 2)  # (B, P, R)
     return transform.of_first_frame(given.flatten(1, 2) - transform.first_frame(first))[:, None]
 
 
 def step(state: Tensor, t: Tensor, condition: Condition, decoder: Decoder, transform: PatchTransform) -> Tensor:
     """d state / dt (B, Tg, P, R), exactly 0 where t (B, Tg) is 0."""
-    remainder, _ = decoder.remainder_of(state, t, condition, transform)
+    remainder = decoder.remainder_of(state, t, condition, transform)
     first, others = remainder.split([1, remainder.shape[1] - 1], dim=1)
     # group 0 is one frame four times: what its four frames would have by themselves is no part of the video
     first = transform.of_first_frame(first @ transform.first_basis())
@@ -58,22 +58,24 @@ def finish(
     state: Tensor, t: Tensor, condition: Condition, decoder: Decoder, transform: PatchTransform
 ) -> tuple[Tensor, Tensor]:
     """Where the last step, from t (B, Tg) to 0, ends: patches as `Decoder.clean_patches` gives them."""
-    return decoder.clean_patches(*decoder.remainder_of(state, t, condition, transform), condition, transform)
+    return decoder.clean_patches(decoder.remainder_of(state, t, condition, transform), condition, transform)
 
 
-def to_clean_video(start: Tensor, rest: Tensor, decoder: Decoder) -> Tensor:
+def to_clean_video(start: Tensor, rest: Tensor, decoder: Decoder, transform: PatchTransform) -> Tensor:
     """Patches of frame 0 (B, 1, Hg, Wg, 768) and of the groups after it as a video (B, 3, T, H, W)."""
-    video = torch.cat([frames_of(start, 1), frames_of(rest, PATCH_FRAMES)], dim=2).float()
+    video = transform.join(start, rest)
     return video + decoder.residual(video) if decoder.config.residual_channels else video
 
 
-def to_packed_frames(start: Tensor, rest: Tensor, is_key: Tensor, context_frame: Tensor, decoder: Decoder) -> Tensor:
+def to_packed_frames(
+    start: Tensor, rest: Tensor, is_key: Tensor, context_frame: Tensor, decoder: Decoder, transform: PatchTransform
+) -> Tensor:
     """The same as frames (B, T, H, W, 3) uint8; frame 0 of continuation clips is `context_frame` (B, H, W, 3)."""
     if decoder.config.residual_channels:
-        levels = to_levels(to_clean_video(start, rest, decoder)).permute(0, 2, 3, 4, 1)
-        first, others = levels.split([1, levels.shape[1] - 1], dim=1)
+        levels = to_levels(to_clean_video(start, rest, decoder, transform)).permute(0, 2, 3, 4, 1)
     else:
-        first, others = pack_patches(start, 1), pack_patches(rest, PATCH_FRAMES)
+        levels = transform.join_frames(start, rest)
+    first, others = levels.split([1, levels.shape[1] - 1], dim=1)
     first = torch.where(is_key[:, None, None, None, None], first, context_frame[:, None])
     return torch.cat([first, others], dim=1)
 
@@ -95,10 +97,11 @@ def decode(
     frame of continuation clips."""
     generated = torch.ones(noise.shape[0], condition.context.shape[1], device=noise.device)
     generated[~is_key, 0] = 0.0
-    given = first_patches(patchify(noise[:, :, :1]))
+    given = first_patches(transform.cut(noise[:, :, :1]))
     state = begin(condition, noise, is_key, given, decoder, transform)
     state = flow.euler(lambda now, t: step(now, generated * t, condition, decoder, transform), state, times[:-1])
-    video = to_clean_video(*finish(state, generated * times[-2], condition, decoder, transform), decoder)
+    patches = finish(state, generated * times[-2], condition, decoder, transform)
+    video = to_clean_video(*patches, decoder, transform)
     return torch.cat(
         [torch.where(is_key[:, None, None, None, None], video[:, :, :1], noise[:, :, :1]), video[:, :, 1:]], dim=2
     )

@@ -19,15 +19,17 @@ from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva.crops import crop_run
 from onedva.data import Clip
 from onedva.decoder import share_of_usual
+from onedva.lapped import LINE, fit_overlap, prefilter
 from onedva.model import OneDVA, to_video
 from onedva.patches import PatchPCA, PatchStatistics, patchify
 from onedva.transform import FIRST_GROUP, PatchTransform, Size
 from onedva_runtime import placement
 
 CROP = 256
-RIDGE = 1e-2  # of the mean squared feature; keeps rarely seen combinations near zero
+RIDGE = 1e-3  # of the mean squared feature; keeps rarely seen combinations near zero
 ERROR_SCALE = 0.002  # MSE on [-1, 1] at which a crop's weight is half of its most
-CONTEXT_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+NEARLY = 0.75  # of what the best scale removes: on unseen clips a smaller scale loses nothing and strays less
+CONTEXT_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 MOST_COLUMNS = 150_000  # that directions are fit to: 1.5 GB where a column has 5 groups of 512 coefficients
 SMALLEST_STD = 1e-4  # of a latent; keeps directions that training clips never used from dividing by zero
 
@@ -54,25 +56,46 @@ def random_crops(
             yield to_video(torch.from_numpy(crop)[None])
 
 
-def fit_pca(clips: Sequence[Clip], components: int, *, per_clip: int = 4, seed: int = 0) -> PatchPCA:
-    """Principal components of the patches of random crops, the same number from every clip."""
+def fit_pca(
+    clips: Sequence[Clip], components: int, *, overlap: Tensor | None = None, per_clip: int = 4, seed: int = 0
+) -> PatchPCA:
+    """Principal components of the patches of random crops, the same number from every clip.
+
+    overlap (16, 16): of patches that `onedva.lapped.prefilter` makes with it; without, of plain ones.
+    """
     statistics = PatchStatistics()
     for video in random_crops(clips, frames=17, per_clip=per_clip, seed=seed):
-        statistics.add(patchify(video))
+        statistics.add(patchify(video if overlap is None else prefilter(video, overlap)))
     return statistics.pca(components)
 
 
-def linear_start(config: OneDVAConfig, clips: Sequence[Clip], *, pca: PatchPCA | None = None, seed: int = 0) -> OneDVA:
-    """A model whose linear parts are fit to `clips` and whose transformers are random, their last layers zero.
+def lines_of(clips: Sequence[Clip], *, per_clip: int = 8, seed: int = 1) -> Iterator[Tensor]:
+    """Lines (N, 48) of the brightness of random frames, along both axes; none of clips that are smaller."""
+    random = np.random.default_rng(seed)
+    for clip in clips:
+        for _ in range(per_clip):
+            frame = clip.frames[random.integers(0, len(clip.frames))].mean(axis=-1, dtype=np.float32) / 127.5 - 1
+            for picture in (frame, frame.T):
+                usable = picture.shape[1] // LINE * LINE
+                yield torch.from_numpy(np.ascontiguousarray(picture[:, :usable])).reshape(-1, LINE)
 
-    pca: components already found (at least `config.components` of them).
-    """
+
+def linear_start(config: OneDVAConfig, clips: Sequence[Clip], *, seed: int = 0) -> OneDVA:
+    """A model whose linear parts are fit to `clips` and whose transformers are random, their last layers zero."""
     torch.manual_seed(seed)
     model = OneDVA(config)
-    fit_transform(model, clips, fit_pca(clips, config.components) if pca is None else pca)
+    overlap = transform_of(model).overlap.copy_(fit_overlap(lines_of(clips)))
+    fit_transform(model, clips, fit_pca(clips, config.components, overlap=overlap))
     fit_log_variance(model, clips)
     fit_context(model, clips)
     return model
+
+
+def transform_of(model: OneDVA) -> PatchTransform:
+    """ValueError for a model without one."""
+    if model.transform is None:
+        raise ValueError("this configuration has no linear start: it needs pca=True")
+    return model.transform
 
 
 def crop_weight(error: Tensor) -> Tensor:
@@ -89,9 +112,7 @@ def fit_transform(
 
     Covariances over columns of the longest clips serve every smaller number of groups: their blocks.
     """
-    transform, config = model.transform, model.config
-    if transform is None:
-        raise ValueError("this configuration has no linear start: it needs pca=True")
+    transform, config = transform_of(model), model.config
     transform.basis.copy_(pca.components[: config.components])
     transform.mean.copy_(pca.mean)
     groups, size = transform.max_groups, transform.components
@@ -126,7 +147,7 @@ def columns_of(transform: PatchTransform, crops: Iterable[Tensor], *, count: int
     columns, weights = [], []
     most = max(1, MOST_COLUMNS // max(count, 1))  # of one crop
     for video in crops:
-        patches = patchify(video)
+        patches = transform.cut(video)
         coefficients = transform.coefficients(patches)
         kept = coefficients[..., : transform.structural_channels].square().sum(-1)
         error = ((patches - transform.mean).square().sum(-1) - kept).mean() / PATCH_VALUES
@@ -184,22 +205,24 @@ def principal_directions(transform: PatchTransform, covariance: Tensor, size: Si
 
 @torch.inference_mode()
 def fit_log_variance(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 2, seed: int = 3) -> None:
-    """Set `log_variance` of a model's decoder, in place: least squares from the stem's context, random as it may be, to
-    the logarithm of what the preview leaves of a patch. It decides how much noise later steps keep as texture."""
-    decoder, transform, config = model.decoder, model.transform, model.config
-    if transform is None:
-        raise ValueError("this configuration has no linear start: it needs pca=True")
+    """Set `log_variance` of a model's decoder, in place: least squares from what it sees (the stem's output, random as
+    it may be, and `band_energies`) to the logarithm of what the preview leaves of a patch. It decides how much noise
+    later steps keep as texture, and how far a context frame is believed."""
+    decoder, transform, config = model.decoder, transform_of(model), model.config
     random = np.random.default_rng(seed)
-    size = config.width + 1
+    size = decoder.log_variance.in_features + 1
+    seen: list[Tensor] = []
+    hook = decoder.log_variance.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, 3)))
     products, targets = torch.zeros(size, size), torch.zeros(size, 1)
     for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed):
         grid = placement.grid_of(*video.shape[2:])
         condition = model.condition(model.encode(video, tokens=random_length(random, grid, config)).latent_dist.mode())
-        left = (patchify(video - condition.preview) @ transform.basis.T) / transform.remainder_std
-        rows = condition.context[..., : config.width].flatten(0, 3)
+        left = transform.shown(transform.cut(video - condition.preview)) / transform.remainder_std
+        rows = seen.pop()
         rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
         products += rows.T @ rows
         targets += rows.T @ left.square().mean(-1).clamp(min=1e-3).log().reshape(-1, 1)
+    hook.remove()
     solution = torch.linalg.solve(products + RIDGE * products.diagonal().mean() * torch.eye(size), targets)
     decoder.log_variance.weight.copy_(solution[:-1].T)
     decoder.log_variance.bias.copy_(solution[-1])
@@ -208,28 +231,40 @@ def fit_log_variance(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 2,
 @torch.inference_mode()
 def fit_context(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 2, seed: int = 4) -> None:
     """Set `context_gain` and `context_scale` of a model's decoder, in place: how much of what a context frame shows
-    beyond the preview a continuation clip keeps. Least squares per group and component, the scale from a few."""
-    decoder, transform, config = model.decoder, model.transform, model.config
-    if transform is None:
-        raise ValueError("this configuration has no linear start: it needs pca=True")
-    frames = config.clip_frames
-    long = [clip for clip in clips if clip.frames.shape[0] >= 2 * frames - 1]
-    if not long:
-        return  # clips too short for a pair leave continuation clips to training
-    random = np.random.default_rng(seed)
+    beyond the preview a continuation clip keeps. Least squares per group and component, the scale from a few.
+
+    First for frames that end key clips, then for those that end the continuation clips behind them, which carry on what
+    was kept: errors, too.
+    """
+    frames = model.config.clip_frames
+    for links in (1, 2):
+        run = 1 + (links + 1) * (frames - 1)
+        long = [clip for clip in clips if clip.frames.shape[0] >= run]
+        if not long:
+            return  # clips too short for a pair leave continuation clips to training
+        crops = random_crops(long, frames=run, per_clip=per_clip, seed=seed + links - 1)
+        fit_context_after(model, crops, links=links, random=np.random.default_rng(seed))
+
+
+def fit_context_after(model: OneDVA, crops: Iterable[Tensor], *, links: int, random: np.random.Generator) -> None:
+    """The same for the frames that end chains of `links` clips; each crop holds a clip more than that."""
+    decoder, transform, config = model.decoder, transform_of(model), model.config
+    new = config.clip_frames - 1
     products, squares = torch.zeros(2, len(CONTEXT_SCALES), transform.max_groups, transform.components)
-    for video in random_crops(long, frames=2 * frames - 1, per_clip=per_clip, seed=seed):
-        before, video = video[:, :, :frames], video[:, :, frames - 1 :]
-        tokens = random_length(random, placement.grid_of(*video.shape[2:]), config)
-        given = model.condition(model.encode(before, tokens=tokens).latent_dist.mode()).preview[:, :, -1:]
+    for video in crops:
+        tokens, given = random_length(random, placement.grid_of(1 + new, *video.shape[3:]), config), None
+        for index in range(links):
+            clip = video[:, :, index * new : (index + 1) * new + 1]
+            z = model.encode(clip, tokens=tokens, is_key=torch.tensor([index == 0])).latent_dist.mode()
+            given = model.decode(z, context_frame=given).sample[:, :, -1]
+        assert given is not None
+        video = video[:, :, -new - 1 :]
         z = model.encode(video, tokens=tokens, is_key=torch.zeros(1, dtype=torch.bool)).latent_dist.mode()
-        context = model.condition(z).context.flatten(2, 3)
-        hidden, preview = context.split([config.width, transform.components], dim=-1)
-        local = decoder.log_variance(hidden).clamp(-6.0, 6.0).exp()
-        left = transform.coefficients(patchify(video).flatten(2, 3)) - preview
+        _, preview, lacks = (part.flatten(2, 3) for part in decoder.context_parts(model.condition(z)))
+        left = transform.coefficients(transform.cut(video).flatten(2, 3)) - preview
         weight = crop_weight(left[:, 1:].square().sum(-1).mean() / PATCH_VALUES)
-        beyond = transform.coefficients(patchify(given).flatten(2, 3)) - preview  # (1, Tg, P, R)
-        differs = share_of_usual(beyond, transform) / local
+        beyond = transform.coefficients(transform.cut(given[:, :, None]).flatten(2, 3)) - preview  # (1, Tg, P, R)
+        differs = share_of_usual(beyond, transform) / lacks.exp()
         for index, scale in enumerate(CONTEXT_SCALES):
             shown = beyond / (1 + (differs / scale).square())
             products[index] += weight * (shown * left)[0].sum(1)
@@ -237,7 +272,8 @@ def fit_context(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 2, seed
     gain = (products / squares.clamp(min=1e-9)).clamp(0.0, 1.0)
     gain[:, 0] = 0.0
     removed = (2 * gain * products - gain.square() * squares).sum(dim=(1, 2))
-    best = int(removed.argmax())
+    # of scales that are about as good the most cautious: other clips than these surprise
+    best = int((removed >= NEARLY * removed.max()).int().argmax())
     decoder.context_gain.copy_(gain[best])
     decoder.context_scale.fill_(CONTEXT_SCALES[best])
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from onedva.decoder import Condition, Decoder
 from onedva.few_steps import first_patches, shown_of_given, to_packed_frames
-from onedva.patches import patchify_frames
 from onedva.transform import PatchTransform
 
 
@@ -26,11 +25,11 @@ def one_step(
     """
     groups, height, width = condition.context.shape[1:4]
     t = ((torch.arange(groups, device=is_key.device) > 0) | is_key[:, None]).float()  # (B, Tg)
-    given = first_patches(patchify_frames(context_frame[:, None]))
+    given = first_patches(transform.cut_frames(context_frame[:, None]))
     seen = shown_of_given(condition, given, decoder, transform)
     embedded = decoder.patch_in(seen / transform.coefficient_std)
     blank = embedded.new_zeros(embedded.shape[0], groups - 1, height * width, embedded.shape[3])
-    hidden, context = decoder.features(torch.cat([embedded, blank], dim=1), t, condition)
-    predicted, local = decoder.predicted(hidden, context, seen, t, condition, transform)
-    start, rest = decoder.clean_patches(predicted, local, condition, transform)
-    return to_packed_frames(start, rest, is_key, context_frame, decoder)
+    hidden = decoder.features(torch.cat([embedded, blank], dim=1), t, condition)
+    predicted, _ = decoder.predicted(hidden, seen, t, condition, transform)
+    start, rest = decoder.clean_patches(predicted, condition, transform)
+    return to_packed_frames(start, rest, is_key, context_frame, decoder, transform)

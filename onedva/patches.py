@@ -19,13 +19,17 @@ def patchify(video: Tensor) -> Tensor:
     return rearrange(video, "b c (t f) (h p) (w q) -> b t h w (f p q c)", f=PATCH_FRAMES, p=PATCH_SIZE, q=PATCH_SIZE)
 
 
-def patchify_frames(frames: Tensor) -> Tensor:
-    """uint8 (B, T, H, W, 3) → patches (B, Tg, Hg, Wg, 3072) in [-1, 1]: `patchify` of what was never a planar video.
+def rows_of(frames: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) → rows of pixels (B, T, H, 3·W) in [-1, 1]: a video that was never planar.
 
     For graphs that begin with frames. A row of a patch moves as a whole: half of the time of moving single values.
     """
-    rows = torch.cat([frames[:, :1].expand(-1, PATCH_FRAMES, -1, -1, -1), frames[:, 1:]], dim=1).flatten(3)
-    rows = rows.float() / 127.5 - 1.0
+    return frames.flatten(3).float() / 127.5 - 1.0
+
+
+def patchify_rows(rows: Tensor) -> Tensor:
+    """(B, T, H, 3·W) → (B, Tg, Hg, Wg, 3072): `patchify` of rows."""
+    rows = torch.cat([rows[:, :1].expand(-1, PATCH_FRAMES, -1, -1), rows[:, 1:]], dim=1)
     return rearrange(rows, "b (t f) (h p) (w n) -> b t h w (f p n)", f=PATCH_FRAMES, p=PATCH_SIZE, n=ROW)
 
 
@@ -48,13 +52,9 @@ def to_levels(values: Tensor) -> Tensor:
     return ((values + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def pack_patches(patches: Tensor, frames: int) -> Tensor:
-    """Patches in [-1, 1] of `frames` frames each, (B, Tg, Hg, Wg, 768·frames), → uint8 (B, Tg·frames, H, W, 3).
-
-    Rows of patches move as a whole, as in `patchify_frames`, and as floats: runtimes move bytes more slowly.
-    """
-    rows = rearrange(patches, "b t h w (f p n) -> b (t f) (h p) (w n)", f=frames, p=PATCH_SIZE, n=ROW)
-    return to_levels(rows).unflatten(3, (-1, 3))
+def rows_of_patches(patches: Tensor, frames: int) -> Tensor:
+    """Patches of `frames` frames each, (B, Tg, Hg, Wg, 768·frames), → rows (B, Tg·frames, H, 3·W)."""
+    return rearrange(patches, "b t h w (f p n) -> b (t f) (h p) (w n)", f=frames, p=PATCH_SIZE, n=ROW)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The linear codec inside the model: principal components of patches, then of columns of patches through time.
 
-A patch (4×16×16×3) becomes its strongest principal components, *coefficients*. What stands still appears in every group
-of a clip, so the coefficients of one grid column (all groups at one y, x) are decorrelated once more, along time: the
-strongest directions of a column are its structural latents, spread over the groups, and the next ones its 1D latents, a
-*layer* of them at a time. So a 1D latent's anchor (t, y, x) names layer t of column (y, x).
+Patches overlap a little (`onedva.lapped`). A patch (4×16×16×3) becomes its strongest principal components,
+*coefficients*. What stands still appears in every group of a clip, so the coefficients of one grid column (all groups
+at one y, x) are decorrelated once more, along time: the strongest directions of a column are its structural latents,
+spread over the groups, and the next ones its 1D latents, a *layer* of them at a time. So a 1D latent's anchor (t, y, x)
+names layer t of column (y, x).
 
 One set of directions cannot serve what stands still, what moves and what is flat alike. So there are a few, *classes*,
 and each column takes the one whose structural latents hold most of it. The last structural channel of the last group,
@@ -23,9 +24,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from onedva.borders import edge_values
 from onedva.config import PATCH_VALUES, OneDVAConfig
-from onedva_runtime.placement import PATCH_FRAMES
+from onedva.lapped import postfilter, prefilter
+from onedva.patches import frames_of, patchify, patchify_rows, rows_of, rows_of_patches, to_levels
+from onedva_runtime.placement import PATCH_FRAMES, PATCH_SIZE
 
 FIRST_GROUP = 0.25  # share of a real group that group 0 has: one frame, repeated four times
 ADAPTIVE_GROUPS = (1, 2)  # numbers of groups, beside a full clip's, whose columns choose a class: still and live clips
@@ -70,8 +72,9 @@ class Tables(NamedTuple):
 
 
 class PatchTransform(nn.Module):
-    """Patches ↔ coefficients ↔ normalised latents. Set by `onedva.linear_start.fit_transform`."""
+    """Pixels ↔ patches ↔ coefficients ↔ normalised latents. Set by `onedva.linear_start.fit_transform`."""
 
+    overlap: Tensor
     mean: Tensor
     coefficient_std: Tensor
     remainder_std: Tensor
@@ -90,6 +93,7 @@ class PatchTransform(nn.Module):
         rows = max(size.row + size.coded for size in self.sizes)
         self.basis = nn.Parameter(torch.empty(config.components, PATCH_VALUES))  # orthonormal rows
         self.directions = nn.Parameter(torch.zeros(blocks, self.channels, config.components))
+        self.register_buffer("overlap", torch.eye(PATCH_SIZE))  # none
         self.register_buffer("mean", torch.zeros(PATCH_VALUES))
         self.register_buffer("coefficient_std", torch.ones(config.components))
         self.register_buffer("remainder_std", torch.ones(config.components))  # of what latents leave of coefficients
@@ -108,6 +112,28 @@ class PatchTransform(nn.Module):
         """Random directions, for a model that is to learn its transform: zeros would give it no gradient."""
         nn.init.normal_(self.directions, std=(self.max_groups * self.components) ** -0.5)
 
+    def cut(self, video: Tensor) -> Tensor:
+        """`patchify` of a video (B, 3, T, H, W), with overlap: (B, Tg, Hg, Wg, 3072)."""
+        with torch.autocast(video.device.type, enabled=False):
+            return patchify(prefilter(video.float(), self.overlap))
+
+    def cut_frames(self, frames: Tensor) -> Tensor:
+        """The same of frames (B, T, H, W, 3) uint8."""
+        return patchify_rows(prefilter(rows_of(frames), self.overlap, colours=3))
+
+    def join(self, first: Tensor, others: Tensor) -> Tensor:
+        """Inverse of `cut`: patches of frame 0 (B, 1, Hg, Wg, 768) and of the groups after it (B, Tg − 1, Hg, Wg, 3072)
+        → video (B, 3, T, H, W)."""
+        video = torch.cat([frames_of(first, 1), frames_of(others, PATCH_FRAMES)], dim=2).float()
+        with torch.autocast(video.device.type, enabled=False):
+            return postfilter(video, self.overlap)
+
+    def join_frames(self, first: Tensor, others: Tensor) -> Tensor:
+        """The same as frames (B, T, H, W, 3) uint8."""
+        # as floats: runtimes move bytes more slowly
+        rows = torch.cat([rows_of_patches(first, 1), rows_of_patches(others, PATCH_FRAMES)], dim=1)
+        return to_levels(postfilter(rows, self.overlap, colours=3)).unflatten(3, (-1, 3))
+
     def coefficients(self, patches: Tensor) -> Tensor:
         """(…, 3072) → (…, R). float32 throughout: what the components leave is a hundredth of what they hold."""
         with torch.autocast(patches.device.type, enabled=False):
@@ -117,6 +143,12 @@ class PatchTransform(nn.Module):
         """Inverse of `coefficients` within the span of the basis: (…, R) → (…, 3072)."""
         rows = coefficients.contiguous()  # of a strided tensor, PyTorch would multiply position by position
         return torch.nn.functional.linear(rows, self.basis.T, self.mean.to(rows.dtype))
+
+    def patches_of_groups(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """What `join` takes, of coefficients (B, Tg, Hg, Wg, R)."""
+        # split, not slices: the gradient of a slice is a whole video of zeros first
+        first, others = coefficients.split([1, coefficients.shape[1] - 1], dim=1)
+        return self.first_frame(first), self.patches(others)
 
     def first_frame(self, coefficients: Tensor) -> Tensor:
         """Frame 0 of `patches` of a first group, its four outputs averaged: (…, R) → (…, 768)."""
@@ -128,16 +160,6 @@ class PatchTransform(nn.Module):
 
     def first_mean(self) -> Tensor:
         return self.mean.unflatten(0, (PATCH_FRAMES, -1)).mean(dim=0)
-
-    def edges(self, coefficients: Tensor) -> Tensor:
-        """`edge_values` of `patches`, without the patches: (…, R) → (…, 1536)."""
-        rows = coefficients.contiguous()
-        basis, mean = edge_values(self.basis, PATCH_FRAMES), edge_values(self.mean, PATCH_FRAMES)
-        return torch.nn.functional.linear(rows, basis.T, mean.to(rows.dtype))
-
-    def first_frame_edges(self, coefficients: Tensor) -> Tensor:
-        """`edge_values` of `first_frame`: (…, R) → (…, 384)."""
-        return coefficients @ edge_values(self.first_basis(), 1) + edge_values(self.first_mean(), 1)
 
     def shown(self, patches: Tensor) -> Tensor:
         """Coefficients of patches without the mean: (B, Tg, Hg, Wg, 3072) → (B, Tg, P, R)."""

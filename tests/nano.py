@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from onedva.config import OneDVAConfig
+from onedva.lapped import HALF, overlap_of
 from onedva.linear_start import set_directions
 from onedva.model import OneDVA
 from onedva.transform import PatchTransform
@@ -45,6 +46,8 @@ def random_transform(transform: PatchTransform) -> None:
     size = transform.max_groups * transform.components
     mixed = torch.randn(transform.classes, size, size) / size**0.5
     set_directions(transform, mixed @ mixed.mT, torch.full((transform.classes,), 1 / transform.classes))
+    turn = torch.randn(HALF, HALF) / 4
+    transform.overlap.copy_(overlap_of(torch.matrix_exp(turn - turn.T)))
     for buffer in (transform.mean, transform.coefficient_std, transform.remainder_std):
         buffer.uniform_(0.1, 0.2)
 

@@ -27,7 +27,8 @@ __all__ = ["BARS_DB", "GOLDEN_SIZE", "StaticSizes", "as_spec", "write_static_gra
 
 logger = logging.getLogger("onedva")
 BARS_DB = {"fp32": (60.0, 50.0), "fp16": (60.0, 50.0), "bf16": (45.0, 40.0)}  # at one step, at four
-TABLES = ("transform.basis", "transform.directions")  # their products stay float32: one looks at what comes out
+# their products stay float32: one looks at what comes out
+TABLES = ("transform.overlap", "transform.basis", "transform.directions")
 GOLDEN_SIZE = (9, 64, 96)  # of the clip that `VideoCodec.selftest` runs
 SHARED = "keys_values"  # goes from graph to graph on the device, so in the dtype that products take
 

@@ -94,8 +94,8 @@ def decode_batch(
     its video: one per clip. num_steps 0: preview. corners: (top, left) of each clip in its video, (0, 0) by default.
     context_frames: for each continuation clip the frame (H, W, 3) before it, padded, None for each key clip; all are
     key clips by default. shortcuts: where the bundle has the graphs, take one step by one graph (at t = 1 the noise has
-    no weight), to the same frames within rounding, and several in coefficients, where borders of patches are softened
-    once, at the end; False goes through condition and velocity on pixels.
+    no weight), and several in coefficients, to the same frames within rounding; False goes through condition and
+    velocity on pixels.
     """
     batch, groups, grid_height, grid_width, _ = structural.shape
     count, height, width = 4 * groups - 3, 16 * grid_height, 16 * grid_width

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onedva.decoder import Condition
+from onedva.decoder import Condition, band_energies
 from onedva.model import OneDVA
 
 GRID = (3, 2, 4)  # 9 frames of 32×64
@@ -179,10 +179,26 @@ def test_velocity_prediction_keeps_a_given_frame_too(random_model: Callable[...,
 def test_the_stem_runs_once_and_steps_share_it(random_model: Callable[..., OneDVA]) -> None:
     decoder = Whole(random_model(diffusion_depth=2, clip_frames=9))
     given = condition(decoder, *inputs())
-    assert given.context.shape == (1, *GRID, 64 + 24)  # with the preview's coefficients behind
+    assert given.context.shape == (1, *GRID, 64 + 24 + 1)  # with the preview's coefficients behind, and what it lacks
     assert given.keys_values.shape == (1, 2, 2, 1, 8, 64)  # blocks, key and value, heads, latents, channels
     calls: list[int] = []
     for block in decoder.decoder.stem:
         block.register_forward_hook(lambda *_: calls.append(1))
     decoder.velocity(noise(), ALL_TIMES, given)
     assert not calls
+
+
+def test_energies_in_octaves_of_the_patch_its_column_and_its_changes() -> None:
+    """Against the definition, on coefficients that change along time in the upper half of the components only."""
+    normal = torch.randn(1, 1, 2, 3, 512).repeat(1, 4, 1, 1, 1)
+    normal[:, :, 1, 2] = 0
+    normal[..., 256:] = torch.randn(1, 4, 2, 3, 256)
+    own, column, changing = band_energies(normal).exp().sub(1e-3).chunk(3, dim=-1)
+    for band, part in enumerate(normal.square().split([4, 4, 8, 16, 32, 64, 128, 256], dim=-1)):
+        wanted = part.mean(dim=-1)
+        torch.testing.assert_close(own[..., band], wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            column[..., band], wanted.mean(1, keepdim=True).expand_as(wanted), atol=1e-4, rtol=1e-4
+        )
+    assert changing[..., :7].abs().max() < 1e-5 and changing[..., 7].min() > 0.5
+    assert band_energies(torch.zeros(1, 1, 1, 1, 5)).isfinite().all(), "fewer components than bands"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onedva import borders, flow
+from onedva import flow
 from onedva.model import OneDVA
 
 
@@ -24,11 +24,8 @@ def by_velocity(model: OneDVA, z, steps: int, noise: Tensor, context: Tensor) ->
 
 @pytest.mark.parametrize("steps", [2, 3, 50])
 @torch.no_grad()
-def test_the_path_is_that_of_pixels(
-    steps: int, random_model: Callable[..., OneDVA], make_video, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_path_is_that_of_pixels(steps: int, random_model: Callable[..., OneDVA], make_video) -> None:
     """Key and continuation clips; but for what touches pixels outside the basis, which waits for the end."""
-    monkeypatch.setattr(borders, "SHARE", 0.0)
     model, video = random_model(residual_channels=0, clip_frames=9), make_video(2, 9, 32, 48)
     z = model.encode(video, tokens=8, is_key=torch.tensor([True, False])).latent_dist.mode()
     noise = torch.randn(video.shape, generator=torch.Generator().manual_seed(1))
@@ -41,9 +38,7 @@ def test_the_path_is_that_of_pixels(
 
 
 @torch.no_grad()
-def test_borders_and_residual_come_once_at_the_end(
-    random_model: Callable[..., OneDVA], make_video, monkeypatch
-) -> None:
+def test_pixels_come_once_at_the_end(random_model: Callable[..., OneDVA], make_video, monkeypatch) -> None:
     model, video = random_model(residual_channels=4, clip_frames=9), make_video(1, 9, 32, 48)
     z = model.encode(video, tokens=8).latent_dist.mode()
     calls = {"residual": 0, "remainder_of": 0, "clean_patches": 0}

@@ -75,19 +75,20 @@ def pca(clips: list[Clip], quick_pca: Callable[[Tensor, int], PatchPCA]) -> Patc
 def test_the_linear_start_is_the_same_every_time(
     clips: list[Clip], nano, pca: PatchPCA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    asked: list[tuple[int, Tensor]] = []
 
-    def fit(given: list[Clip], components: int) -> PatchPCA:
-        asked.append(components)
+    def fit(given: list[Clip], components: int, *, overlap: Tensor) -> PatchPCA:
+        asked.append((components, overlap.clone()))
         return pca
 
     monkeypatch.setattr(linear_start, "fit_pca", fit)
     one = linear_start.linear_start(nano(), clips)
     torch.manual_seed(99)
-    two = linear_start.linear_start(nano(), clips, pca=pca)
-    assert asked == [24]
+    two = linear_start.linear_start(nano(), clips)
+    assert asked[0][0] == 24 and asked[0][1].equal(transform_of(one).overlap)
+    assert not asked[0][1].equal(torch.eye(16)), "clips of 80×64 have lines to fit the overlap to"
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-    other = linear_start.linear_start(nano(), clips, pca=pca, seed=1)
+    other = linear_start.linear_start(nano(), clips, seed=1)
     assert transform_of(other).directions.equal(transform_of(one).directions)
     assert not other.encoder.queries.equal(one.encoder.queries)
 
@@ -140,13 +141,13 @@ def test_the_variance_of_what_is_left_is_told_from_the_context(
             condition = start.condition(start.encode(video, tokens=0).latent_dist.mode())
             left = (patchify(video - condition.preview) @ transform.basis.T) / transform.remainder_std
             true.append(left.square().mean(-1).clamp(min=1e-3).log().flatten())
-            told.append(start.decoder.log_variance(condition.context[..., : start.config.width]).flatten())
+            told.append(start.decoder.context_parts(condition)[2].flatten())
     wanted, got = torch.cat(true), torch.cat(told)
-    assert (got - wanted).square().mean() < 0.8 * wanted.var()
+    assert (got - wanted).square().mean() < 0.6 * wanted.var()
 
 
 def test_a_context_frame_helps_where_nothing_moves(make_frames: Callable[..., np.ndarray], pca_model) -> None:
-    still = np.repeat(make_frames(1, 1, 64, 64), 9, axis=1)
+    still = np.repeat(make_frames(1, 1, 64, 64), 13, axis=1)  # a key clip, one behind it, and one behind that
     video = to_video(torch.from_numpy(still))[:, :, :5]
     model = pca_model(video, structural_channels=1, latent_channels=2)
     fit_context(model, [Clip("still", still[0], 24.0)], per_clip=2)
@@ -162,7 +163,7 @@ def test_a_context_frame_helps_where_nothing_moves(make_frames: Callable[..., np
     other = error(-video[:, :, 0])
     model.decoder.context_gain.zero_()
     without = error(video[:, :, 0])
-    assert given < 0.8 * without
+    assert given < 0.9 * without
     assert other == pytest.approx(without, rel=0.3)  # what differs too much is not believed
 
 

@@ -11,7 +11,7 @@ from nano import random_transform
 from odva_files import make_packet
 from onedva.config import OneDVAConfig
 from onedva.encoder import linear_error
-from onedva.model import OneDVA
+from onedva.model import OneDVA, to_video
 from onedva.patches import patchify
 from onedva.transform import FIRST_GROUP, PatchTransform
 from onedva_runtime.quantiser import LEAST_STEP, MOST_STEP, Quantiser, levels_of
@@ -38,6 +38,20 @@ def with_class(transform: PatchTransform, structural: Tensor, classes: Tensor | 
 
 def grid(groups: int, channels: int, *, batch: int = 1) -> Tensor:
     return torch.randn(batch, groups, 2, 3, channels)
+
+
+def test_overlapping_patches_join_again(transform: PatchTransform, make_frames) -> None:
+    """Planar or packed, and patches differ from plain ones at borders only."""
+    frames = torch.from_numpy(make_frames(2, 9, 32, 48))
+    video = to_video(frames)
+    patches = transform.cut(video)
+    first, others = patches[:, :1, ..., :768], patches[:, 1:]
+    torch.testing.assert_close(transform.join(first, others), video, atol=1e-5, rtol=0)
+    assert torch.equal(transform.join_frames(first, others), frames)
+    torch.testing.assert_close(transform.cut_frames(frames), patches, atol=1e-5, rtol=0)
+    assert (patches - patchify(video)).abs().max() > 0.1
+    corner = (patches - patchify(video)).unflatten(-1, (4, 16, 16, 3))[:, :, 0, 0, :, :8, :8]
+    assert corner.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(("groups", "key"), SIZES)

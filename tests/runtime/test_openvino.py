@@ -121,7 +121,7 @@ def test_info_says_what_it_runs_at(fake_bundle: Path) -> None:
 
 @pytest.mark.parametrize(("count", "height", "width"), [(5, 1, 1), (5, 16, 48), (5, 48, 16), (1, 48, 64)])
 def test_a_side_of_one_patch_and_a_clip_of_one_frame(shipped_bundle: Path, count: int, height: int, width: int) -> None:
-    """Nothing beside a patch: no border to soften, and no shape that would not fit; nor after frame 0."""
+    """Nothing beside a patch: no border to filter across, and no shape that would not fit; nor after frame 0."""
     frames = make_clip(count, height, width)
     ours = opened(shipped_bundle, "fp32")
     packet = ours.encode_clip(frames, tokens=0)
@@ -195,8 +195,7 @@ def test_int8_changes_the_linear_layers_only(shipped_bundle: Path) -> None:
         stored = [node.data for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
         eight_bit = [data for data in stored if data.dtype == np.int8 and data.ndim == 2]
         assert count == len(eight_bit) > 10
-        # of a frame, of a group, and of the edges of both
-        assert all({768, PATCH_VALUES, 384, 1536}.isdisjoint(data.shape) for data in eight_bit)
+        assert all({768, PATCH_VALUES}.isdisjoint(data.shape) for data in eight_bit)  # of a frame, of a group
         assert sum(int(np.abs(data).max() == 127) for data in eight_bit) > 10
         # a layer that training has not reached is all zeros
         assert all(set(np.abs(data).max(axis=1).tolist()) <= {0, 127} for data in eight_bit)
