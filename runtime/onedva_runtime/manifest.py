@@ -269,6 +269,16 @@ class Manifest:
         """Whether several steps can be taken in coefficients."""
         return self.graphs.keys() >= FEW_STEPS
 
+    @property
+    def first_graphs(self) -> list[str]:
+        """What every encode and one-step decode needs; the other graphs have special uses."""
+        return ["encoder", "one_step"] if "one_step" in self.graphs else ["encoder", "condition", "velocity"]
+
+    @property
+    def stepping_values(self) -> list[str]:
+        """What the condition graph gives the velocity graph for every step."""
+        return [value.name for value in self.graphs["velocity"].inputs if value.name not in ("noisy_video", "t")]
+
     def weights_of(self, graph: str) -> str:
         """The file that a graph's external data lies in."""
         return self.generator.weights if graph == "generator" and self.generator is not None else "model.safetensors"

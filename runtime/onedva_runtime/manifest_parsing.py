@@ -82,6 +82,11 @@ def _check_values(manifest: Manifest) -> None:
             for static in manifest.tensorrt
         ),
     }
+    if {"condition", "velocity"} <= manifest.graphs.keys():
+        given = {value.name for value in manifest.graphs["condition"].outputs}
+        rules["graphs.velocity must want nothing that condition does not give"] = given.issuperset(
+            manifest.stepping_values
+        )
     generator = manifest.generator
     if generator is not None:
         rules |= {

@@ -83,6 +83,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "bad clip length": (put("clip", "frames", value=16), "clip.frames must be 1 + 4n"),
     "too many steps": (put("sampler", "max_steps", value=51), "max_steps <= 50"),
     "missing graph": (drop("graphs", "velocity"), "graphs must be encoder, condition, velocity and"),
+    "nothing for velocity": (put("graphs", "condition", "outputs", value=[]), "velocity must want nothing that"),
     "unlisted weights": (drop("files", "model.safetensors"), "no size and hash for model.safetensors"),
     "unlisted graph": (put("graphs", "encoder", "file", value="other.onnx"), "no size and hash for other.onnx"),
     "wrong size": (put("files", "encoder.onnx", "bytes", value=1), "the manifest says 1: the bundle is damaged"),

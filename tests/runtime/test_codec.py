@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from onedva_runtime import placement
 from onedva_runtime.backends.onnxruntime import load_onnxruntime
+from onedva_runtime.clips import make_clip
 from onedva_runtime.codec import VideoCodec
 from onedva_runtime.errors import BackendError
 from onedva_runtime.noise import gaussian
@@ -277,3 +278,16 @@ def test_onnxruntime_is_loaded_without_its_telemetry(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")  # who asks for it has it
     load_onnxruntime()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_graphs_of_special_uses_are_opened_when_they_are_used(shipped_bundle: Path, backend: str) -> None:
+    codec = VideoCodec.from_pretrained(shipped_bundle, backend=backend, dtype="fp32", threads=1)
+    runs: Any = codec._backend
+    opened = runs._opened if backend == "onnxruntime" else runs._models
+    packet = codec.encode_clip(make_clip(5, 32, 48), tokens=0)
+    codec.decode_clip(packet)
+    assert opened.keys() == {"encoder", "one_step"}
+    codec.decode_clip(packet, num_steps=0)
+    codec.decode_clip(packet, num_steps=3)
+    assert opened.keys() == {"encoder", "one_step", "condition", "begin", "step", "finish"}

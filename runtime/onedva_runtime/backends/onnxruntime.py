@@ -49,31 +49,23 @@ class OnnxRuntimeBackend:
     samples_on_device = False
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        """Open the graphs of `bundle` with `threads` CPU threads each (None: every core this process may use).
+        """Open the graphs of `bundle` with `threads` CPU threads each (None: every core this process may use): those
+        that every encode and one-step decode use now, the others when they are first used.
 
         Raises BundleError where ONNX Runtime refuses a graph, BackendError where it drops the provider asked for.
         """
         self.threads = threads or usable_cores()
         # More runs at once than there are cores for would only take the arena of another run each.
         self._slots = Turns(max(1, usable_cores() // self.threads))
-        self._encoder, _ = self._open(bundle, "encoder")
-        self._condition, self._condition_outputs = self._open(bundle, "condition")
-        self._velocity, _ = self._open(bundle, "velocity")
+        self._bundle, self._opening = bundle, threading.Lock()
         self.has_one_step = "one_step" in bundle.manifest.graphs
-        self._one_step: Any = self._open(bundle, "one_step")[0] if self.has_one_step else None
         self.has_few_steps = bundle.manifest.has_few_steps
-        # those that few who decode need: opened when they are first used
-        self._bundle, self._opened, self._opening = bundle, dict[str, Any](), threading.Lock()
-        inputs = [value.name for value in self._velocity.get_inputs()]
-        self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
-        missing = set(self._shared) - set(self._condition_outputs)
-        if missing:
-            raise BundleError(
-                f"the velocity graph wants {', '.join(sorted(missing))}, which the condition graph does not give"
-            )
+        self._condition_outputs = [value.name for value in bundle.manifest.graphs["condition"].outputs]
+        self._shared = bundle.manifest.stepping_values
+        self._opened: dict[str, Any] = {graph: self._open(bundle, graph) for graph in bundle.manifest.first_graphs}
 
-    def _open(self, bundle: Bundle, graph: str) -> tuple[Any, list[str]]:
-        """A session and its output names."""
+    def _open(self, bundle: Bundle, graph: str) -> Any:
+        """A session, with the inputs and outputs that the manifest says."""
         path = bundle.graph_path(graph)
         session = self._optimised_session(bundle, graph)
         try:
@@ -90,7 +82,7 @@ class OnnxRuntimeBackend:
             got, wanted = {value.name for value in found}, {value.name for value in said}
             if got != wanted:
                 raise BundleError(f"{path.name} has the {kind} {sorted(got)}, the manifest says {sorted(wanted)}")
-        return session, [value.name for value in session.get_outputs()]
+        return session
 
     def _options(self) -> Any:
         options = load_onnxruntime().SessionOptions()
@@ -163,8 +155,9 @@ class OnnxRuntimeBackend:
         anchors: npt.NDArray[np.int64],
     ) -> tuple[Float32, Float32, Float32]:
         feeds = {"frames": frames, "resolution": resolution, "is_key": is_key, "anchors": anchors}
+        session = self._needed("encoder")
         with self._slots, _errors("encoder"):
-            structural, latents, error = self._encoder.run(["structural", "latents", "predicted_error"], feeds)
+            structural, latents, error = session.run(["structural", "latents", "predicted_error"], feeds)
         return structural, latents, error
 
     def condition(
@@ -178,16 +171,18 @@ class OnnxRuntimeBackend:
     ) -> Condition:
         given = structural, latents, anchors, has_latents, resolution, is_key
         feeds = dict(zip(LATENT_INPUTS, map(_ort_value, given), strict=True))
+        session = self._needed("condition")
         with self._slots, _errors("condition"):
-            outputs = self._condition.run_with_ort_values(self._condition_outputs, feeds)
+            outputs = session.run_with_ort_values(self._condition_outputs, feeds)
         return OrtCondition(dict(zip(self._condition_outputs, outputs, strict=True)))
 
     def velocity(self, noisy_video: Float32, t: Float32, condition: Condition) -> Float32:
         values = cast(OrtCondition, condition).values
         feeds = {name: values[name] for name in self._shared}
         feeds |= {"noisy_video": _ort_value(noisy_video), "t": _ort_value(t)}
+        session = self._needed("velocity")
         with self._slots, _errors("velocity"):
-            return self._velocity.run_with_ort_values(["velocity"], feeds)[0].numpy()
+            return session.run_with_ort_values(["velocity"], feeds)[0].numpy()
 
     def one_step(
         self,
@@ -201,8 +196,9 @@ class OnnxRuntimeBackend:
     ) -> npt.NDArray[np.uint8]:
         given = structural, latents, anchors, has_latents, resolution, is_key
         feeds = {**dict(zip(LATENT_INPUTS, given, strict=True)), "context_frame": context_frame}
+        session = self._needed("one_step")
         with self._slots, _errors("one_step"):
-            return self._one_step.run(["frames"], feeds)[0]
+            return session.run(["frames"], feeds)[0]
 
     def begin(
         self, given: Sequence[npt.NDArray[Any]], context_frame: npt.NDArray[np.uint8], noise: Float32
@@ -241,10 +237,10 @@ class OnnxRuntimeBackend:
         return structural, sequence
 
     def _needed(self, graph: str) -> Any:
-        """The session of a graph that is opened when it is first used."""
+        """The session of a graph, opened now if it was not yet."""
         with self._opening:
             if graph not in self._opened:
-                self._opened[graph], _ = self._open(self._bundle, graph)
+                self._opened[graph] = self._open(self._bundle, graph)
             return self._opened[graph]
 
 

@@ -66,20 +66,14 @@ class OpenVinoBackend:
         self._bundle = bundle
         self._quantised: set[str] = set()
         settings = {**self._settings, **self._disk_cache()}
-        self._models = {graph: self._read(graph) for graph in bundle.manifest.graphs}
+        self._models = {graph: self._read(graph) for graph in bundle.manifest.first_graphs}
         parts = split_encoder(self._models["encoder"]) if HINTS[dtype] != "f32" else None
         if parts is not None:
             self._models[TRANSFORMER], self._models["encoder"] = parts
         self._graphs = CompiledGraphs(
             self._prepared, self._open_axes, settings=settings, hint=self._hint, streams=streams
         )
-        inputs = [spec.name for spec in bundle.manifest.graphs["velocity"].inputs]
-        self._shared = [name for name in inputs if name not in ("noisy_video", "t")]
-        missing = set(self._shared) - {spec.name for spec in bundle.manifest.graphs["condition"].outputs}
-        if missing:
-            raise BundleError(
-                f"the velocity graph wants {', '.join(sorted(missing))}, which the condition graph does not give"
-            )
+        self._shared = bundle.manifest.stepping_values
 
     def _disk_cache(self) -> dict[str, str]:
         """The setting that keeps compiled graphs, in a folder for exactly this bundle, version, precision and CPU."""
@@ -116,7 +110,9 @@ class OpenVinoBackend:
 
     def _prepared(self, graph: str) -> Any:
         """The graph as it is compiled: at int8 with its weights quantised, which takes time, so when it is used."""
-        model = self._models[graph]
+        model = self._models.get(graph)
+        if model is None:  # compiled by one thread at a time, so read once
+            model = self._models[graph] = self._read(graph)
         if self.dtype == "int8" and graph not in (*self._quantised, "generator"):
             from onedva_runtime.backends.openvino_int8 import quantise_weights
 
