@@ -66,7 +66,7 @@ def test_a_missed_bar_shows_where_the_time_goes(run: Any) -> None:
     spent = {"attention": 37.0, "linear layers": 28.2}
     nodes = {"dtype": "bf16", "rows": [{"what": "decode", "latents": 256, "ms": spent}]}
     (eager, *_) = run.rows_of({**parts(["amx_bf16"]), "nodes": nodes})
-    assert eager.note.endswith("80 ms are wanted; of 65 ms go to attention 37, linear layers 28")
+    assert eager.note.endswith("80 ms are wanted; of 65 ms at 256 latents go to attention 37, linear layers 28")
     page = importlib.import_module("page")
     assert "| decode | 256 | 37.0 | 28.2 |" in page.nodes(nodes)[-1]
 
