@@ -65,11 +65,12 @@ def edges_of(codec: VideoCodec, source: np.ndarray) -> tuple[list[float], list[f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_edges_of_clips_on_real_video(shipped_bundle: Path, dev_clips: list[Path]) -> None:
     codec = VideoCodec.from_pretrained(shipped_bundle, threads=1)
     ratios: list[tuple[float, float]] = []
     for path in dev_clips:
-        source = read_video(path, max_frames=49, threads=1).frames
+        source = read_video(path, max_frames=161, threads=1).frames  # ten clips
         height, width = (min(256, side) for side in source.shape[1:3])
         clips, groups = edges_of(codec, np.ascontiguousarray(source[:, :height, :width]))
         ratios.append((float(np.mean(clips)), float(np.mean(groups))))
