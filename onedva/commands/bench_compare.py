@@ -57,8 +57,10 @@ def compare_files(first: Path, second: Path, *, terminal: Terminal) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise OneDVAError(f"{path} is not readable JSON: {error}") from None
+    except OSError as error:
+        raise OneDVAError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise OneDVAError(f"{path} is not JSON, so `onedva bench` did not write it") from None
     if not isinstance(document, dict) or document.get("schema") != "onedva-bench":
         raise OneDVAError(f"{path} was not written by `onedva bench`")
     return document

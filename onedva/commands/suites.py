@@ -149,7 +149,7 @@ def cold_rows(choice: CodecChoice, *, width: int, height: int, runs: int = COLD_
     once, *measured = [_run_json(["-c", code, given]) for _ in range(1 + runs)]
     middle = sorted(measured, key=lambda row: row["total_s"])[len(measured) // 2]
     return [
-        {"what": "first time on this machine", **once},
+        {"what": "the run before, not counted", **once},
         {"what": "cold start", **middle, "least_s": min(row["total_s"] for row in measured)},
     ]
 
