@@ -317,9 +317,11 @@ def band_energies(normal: Tensor) -> Tensor:
     """
     count = normal.shape[-1]
     ends = [0, *(max(count >> shift, 1) for shift in range(BANDS - 1, 0, -1)), count]
-    bands = normal.new_zeros(count, BANDS)
-    for index, (start, end) in enumerate(pairwise(ends)):
-        bands[start:end, index] = 1 / max(end - start, 1)
+    # by comparison, not by writing into zeros: TensorRT has no scatter that this could be exported as
+    at = torch.arange(count, device=normal.device)
+    bands = torch.stack(
+        [((at >= start) & (at < end)).to(normal.dtype) / max(end - start, 1) for start, end in pairwise(ends)], dim=1
+    )
     own = normal.square() @ bands
     column = own.mean(dim=1, keepdim=True)
     changing = ((normal - normal.mean(dim=1, keepdim=True)).square() @ bands).mean(dim=1, keepdim=True)

@@ -139,7 +139,7 @@ def linear_error(
     first = torch.arange(groups, device=patches.device) == 0
     share = torch.where(first, torch.where(is_key[:, None], FIRST_GROUP, 0.0), 1.0)  # (B, Tg)
     energy = (patches.detach().float() - transform.mean).square().sum(dim=(2, 3, 4))  # (B, Tg)
-    std = transform.tables(groups, is_key).std.expand(is_key.shape[0], -1, -1)  # (B, Tg, Zs + Z)
+    std = transform.tables(groups, is_key).std  # (B, Tg, Zs + Z)
     size = structural.shape[-1]
     kept = (structural * std[:, :, None, None, :size]).square().sum(dim=(1, 2, 3, 4))  # (B,)
     layer = anchors // (height * width)

@@ -64,8 +64,7 @@ def table_sizes(max_groups: int, classes: int) -> list[Size]:
 
 
 class Tables(NamedTuple):
-    """What one batch's columns are transformed with; K classes, C = Zs + Z channels, R components. B is 1 where one
-    table serves the whole batch."""
+    """What one batch's columns are transformed with; K classes, C = Zs + Z channels, R components."""
 
     directions: Tensor  # (B, K·Tg·C, Tg·R); rows and columns of a continuation clip's group 0 are zero
     std: Tensor  # (B, Tg, C), of each latent over all classes; zeros in a group that is not coded and in the class slot
@@ -180,7 +179,7 @@ class PatchTransform(nn.Module):
         with torch.autocast(coefficients.device.type, enabled=False):
             directions, std, weight = self.tables(groups, is_key)
             columns = rearrange(coefficients.float() * weight, "b t h w r -> b (h w) (t r)")
-            found = times(columns, directions.transpose(1, 2))  # (B, P, K·Tg·C)
+            found = columns @ directions.transpose(1, 2)  # (B, P, K·Tg·C)
             found = rearrange(found, "b p (k t c) -> b p k t c", k=self.classes, t=groups)
             used = (std > 0)[:, None, None]  # (B, 1, 1, Tg, C)
             held = (found * used)[..., : self.structural_channels].square().sum(dim=(3, 4))  # (B, P, K)
@@ -202,7 +201,7 @@ class PatchTransform(nn.Module):
             normal = torch.cat([structural.float(), layers.float()], dim=-1)
             scaled = rearrange(normal * std[:, :, None, None], "b t h w c -> b (h w) 1 t c")
             scaled = scaled * chosen[..., None, None]  # (B, P, K, Tg, C)
-            columns = times(scaled.flatten(2), directions)
+            columns = scaled.flatten(2) @ directions
             shape = {"t": groups, "h": height, "w": width}
             return rearrange(columns, "b (h w) (t r) -> b t h w r", **shape) / weight
 
@@ -235,8 +234,6 @@ class PatchTransform(nn.Module):
         """
         if groups > self.max_groups:
             raise ValueError(f"there are directions for up to {self.max_groups} groups of frames, got {groups}")
-        if not torch.compiler.is_compiling() and bool((is_key == is_key[0]).all()):
-            is_key = is_key[:1]  # a table is 20 MB: a batch of one kind, as training has them, needs one
         i = torch.arange(groups, device=is_key.device)
         this = (torch.arange(self.max_groups + 1, device=is_key.device) == groups).long()
         block = (self.first_blocks * this[:, None]).sum(1)[is_key.long()]  # (B, K)
@@ -251,8 +248,3 @@ class PatchTransform(nn.Module):
         std = std * (1 - self.class_slot(groups, std))
         weight = torch.where((i == 0) & is_key[:, None], FIRST_GROUP**0.5, 1.0)[:, :, None, None, None]
         return Tables(rearrange(directions, "b k i j c r -> b (k i c) (j r)"), std, weight)
-
-
-def times(rows: Tensor, tables: Tensor) -> Tensor:
-    """rows (B, P, M) times tables (B or 1, M, N): of one table, a single product."""
-    return rows @ (tables[0] if tables.shape[0] == 1 and not torch.compiler.is_compiling() else tables)
