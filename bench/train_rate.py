@@ -55,6 +55,7 @@ def main() -> None:
         rows = [measured(loop, next(stream)) for _ in range(options.runs + 1)][1:]  # the first warms up
         kinds = profiled(loop, next(stream))
     seconds, gflop = (statistics.median(row[key] for row in rows) for key in ("seconds", "gflop"))
+    rate = statistics.median(row["gflop"] / row["seconds"] for row in rows)
     dtype = torch.bfloat16 if loop.bf16 else torch.float32
     product = product_rate(dtype)
     found = {
@@ -62,9 +63,9 @@ def main() -> None:
         "clips_per_s": statistics.median(row["clips"] / row["seconds"] for row in rows),
         "step_s": seconds,
         "gflop_per_step": gflop,
-        "gflop_per_s": statistics.median(row["gflop"] / row["seconds"] for row in rows),
+        "gflop_per_s": rate,
         "product_gflop_per_s": product,
-        "share": statistics.median(row["gflop"] / row["seconds"] for row in rows) / product,
+        "share": rate / product,
         "profile": kinds,
     }
     print(json.dumps(found, indent=2))

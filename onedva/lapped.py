@@ -39,7 +39,8 @@ def postfilter(pixels: Tensor, overlap: Tensor, *, colours: int = 1) -> Tensor:
 
 def across_borders(pixels: Tensor, matrix: Tensor, colours: int) -> Tensor:
     """`matrix` (16, 16) on the 16 pixels around every border between patches, along columns and along rows."""
-    matrix, mirror = matrix.to(pixels.dtype), torch.eye(HALF).flip(0).to(pixels)
+    matrix = matrix.to(pixels.dtype)
+    mirror = torch.eye(HALF, dtype=pixels.dtype, device=pixels.device).flip(0)
     # a mirrored picture differs in nothing across its edge, so the filter leaves the edge as it is
     parts = [mirror @ pixels[..., :HALF, :], pixels, mirror @ pixels[..., -HALF:, :]]
     pixels = torch.cat(parts, dim=-2).unflatten(-2, (-1, PATCH_SIZE))
@@ -53,7 +54,7 @@ def across_borders(pixels: Tensor, matrix: Tensor, colours: int) -> Tensor:
 
 def by_colour(matrix: Tensor, colours: int) -> Tensor:
     """(N, N) → (N·colours, N·colours): the same for each of the colours that lie together."""
-    each = torch.eye(colours).to(matrix)
+    each = torch.eye(colours, dtype=matrix.dtype, device=matrix.device)
     return (matrix[:, None, :, None] * each[None, :, None]).reshape(len(matrix) * colours, -1)
 
 

@@ -28,8 +28,10 @@ from onedva_runtime import placement
 CROP = 256
 RIDGE = 1e-3  # of the mean squared feature; keeps rarely seen combinations near zero
 ERROR_SCALE = 0.002  # MSE on [-1, 1] at which a crop's weight is half of its most
-NEARLY = 0.75  # of what the best scale removes: on unseen clips a smaller scale loses nothing and strays less
-CONTEXT_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+CONTEXT_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
+# Caution with context frames, which carry errors on; set on the dev clips between what chains lose and their seams
+NEARLY = 0.75  # the smallest scale is taken that removes this share of what the best one does
+EASED = 0.8  # of the least-squares gain
 MOST_COLUMNS = 150_000  # that directions are fit to: 1.5 GB where a column has 5 groups of 512 coefficients
 SMALLEST_STD = 1e-4  # of a latent; keeps directions that training clips never used from dividing by zero
 
@@ -272,9 +274,8 @@ def fit_context_after(model: OneDVA, crops: Iterable[Tensor], *, links: int, ran
     gain = (products / squares.clamp(min=1e-9)).clamp(0.0, 1.0)
     gain[:, 0] = 0.0
     removed = (2 * gain * products - gain.square() * squares).sum(dim=(1, 2))
-    # of scales that are about as good the most cautious: other clips than these surprise
     best = int((removed >= NEARLY * removed.max()).int().argmax())
-    decoder.context_gain.copy_(gain[best])
+    decoder.context_gain.copy_(EASED * gain[best])
     decoder.context_scale.fill_(CONTEXT_SCALES[best])
 
 

@@ -55,10 +55,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, those of one file share one, and so do all that want the exported model,
-    which takes minutes to make."""
+    which takes minutes to make: more than other tests may."""
     for item in items:
         wants_bundle = "bundle" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("exported" if wants_bundle else str(item.path)))
+        if wants_bundle:
+            item.add_marker(pytest.mark.timeout(900))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -24,12 +24,20 @@ class EncoderGraph(nn.Module):
         return output.structural_mean, output.latents_mean, output.predicted_error
 
 
-class ConditionGraph(nn.Module):
-    """Latents → context, keys_values, preview: once per clip."""
+class DecoderGraph(nn.Module):
+    """What the graphs of the decoder share. Each spells its inputs out: the exporter takes their names from there."""
 
     def __init__(self, model: OneDVA) -> None:
         super().__init__()
         self.decoder, self.transform = model.decoder, model.transform
+
+    def condition(self, *latents: Tensor) -> Condition:
+        """structural, latents, anchors, has_latents, resolution and is_key, as `Decoder.condition` takes them."""
+        return self.decoder.condition(*latents, transform=self.transform)
+
+
+class ConditionGraph(DecoderGraph):
+    """Latents → context, keys_values, preview: once per clip."""
 
     def forward(
         self,
@@ -40,28 +48,18 @@ class ConditionGraph(nn.Module):
         resolution: Tensor,
         is_key: Tensor,
     ) -> tuple[Tensor, ...]:
-        return tuple(
-            self.decoder.condition(structural, latents, anchors, has_latents, resolution, is_key, self.transform)
-        )
+        return tuple(self.condition(structural, latents, anchors, has_latents, resolution, is_key))
 
 
-class VelocityGraph(nn.Module):
+class VelocityGraph(DecoderGraph):
     """noisy video at t → velocity: once per step."""
-
-    def __init__(self, model: OneDVA) -> None:
-        super().__init__()
-        self.decoder, self.transform = model.decoder, model.transform
 
     def forward(self, noisy_video: Tensor, t: Tensor, context: Tensor, keys_values: Tensor, preview: Tensor) -> Tensor:
         return self.decoder.velocity(noisy_video, t, Condition(context, keys_values, preview), self.transform)
 
 
-class OneStepGraph(nn.Module):
+class OneStepGraph(DecoderGraph):
     """Latents → frames uint8 (B, T, H, W, 3) by one step: what condition, noise and velocity give, in one go."""
-
-    def __init__(self, model: OneDVA) -> None:
-        super().__init__()
-        self.decoder, self.transform = model.decoder, model.transform
 
     def forward(
         self,
@@ -74,18 +72,12 @@ class OneStepGraph(nn.Module):
         context_frame: Tensor,
     ) -> Tensor:
         assert self.transform is not None
-        condition = self.decoder.condition(
-            structural, latents, anchors, has_latents, resolution, is_key, self.transform
-        )
+        condition = self.condition(structural, latents, anchors, has_latents, resolution, is_key)
         return one_step(self.decoder, condition, is_key, context_frame, self.transform)
 
 
-class BeginGraph(nn.Module):
+class BeginGraph(DecoderGraph):
     """Latents and noise → the state that steps in coefficients begin from, and what they need of the latents."""
-
-    def __init__(self, model: OneDVA) -> None:
-        super().__init__()
-        self.decoder, self.transform = model.decoder, model.transform
 
     def forward(
         self,
@@ -99,20 +91,14 @@ class BeginGraph(nn.Module):
         noise: Tensor,
     ) -> tuple[Tensor, ...]:
         assert self.transform is not None
-        condition = self.decoder.condition(
-            structural, latents, anchors, has_latents, resolution, is_key, self.transform
-        )
+        condition = self.condition(structural, latents, anchors, has_latents, resolution, is_key)
         given = first_patches(self.transform.cut_frames(context_frame[:, None]))
         state = begin(condition, noise, is_key, given, self.decoder, self.transform)
         return state.reshape(*structural.shape[:4], -1), condition.context, condition.keys_values
 
 
-class StepGraph(nn.Module):
+class StepGraph(DecoderGraph):
     """The state at t → its velocity: once per step but the last."""
-
-    def __init__(self, model: OneDVA) -> None:
-        super().__init__()
-        self.decoder, self.transform = model.decoder, model.transform
 
     def forward(self, state: Tensor, t: Tensor, context: Tensor, keys_values: Tensor) -> Tensor:
         assert self.transform is not None
@@ -120,12 +106,8 @@ class StepGraph(nn.Module):
         return step(state.flatten(2, 3), t, condition, self.decoder, self.transform).reshape(state.shape)
 
 
-class FinishGraph(nn.Module):
+class FinishGraph(DecoderGraph):
     """The state at t, by a last step → frames uint8 (B, T, H, W, 3)."""
-
-    def __init__(self, model: OneDVA) -> None:
-        super().__init__()
-        self.decoder, self.transform = model.decoder, model.transform
 
     def forward(
         self, state: Tensor, t: Tensor, context: Tensor, keys_values: Tensor, is_key: Tensor, context_frame: Tensor
