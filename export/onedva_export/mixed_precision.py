@@ -12,11 +12,13 @@ from collections.abc import Collection, Iterable
 import onnx
 from onnx import TensorProto, helper
 
+from onedva.lapped import HALF
 from onedva_export.static_graphs import element_types
 
 DTYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 LOW = frozenset({"MatMul", "Gemm", "Attention", "Conv"})
 # What moves values and computes none: it works on rounded values as it does on others, in half of the memory.
+FILTERS = frozenset((half * colours,) * 2 for half in (HALF, 2 * HALF) for colours in (1, 3))
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Expand", "Concat", "Identity"})
 ALL_DATA = frozenset({"Concat"})  # every input is moved; elsewhere the first
 
@@ -143,6 +145,13 @@ def transform_nodes(model: onnx.ModelProto, tables: Collection[str]) -> set[str]
         for node in model.graph.node
         if node.op_type in LOW and any(leads_to_table(name, 12) for name in node.input)
     }
+
+
+def filter_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the matrix products that filter pixels across borders of patches (`onedva.lapped`): their matrices were
+    computed from the transform's when the graph was exported, and are told by their sides."""
+    held = {tensor.name for tensor in model.graph.initializer if tuple(tensor.dims) in FILTERS}
+    return {node.name for node in model.graph.node if node.op_type == "MatMul" and held.intersection(node.input)}
 
 
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ import onnx
 
 from onedva.checkpoint import WEIGHTS
 from onedva.model import OneDVA
-from onedva_export.mixed_precision import emulated, lower, transform_nodes
+from onedva_export.mixed_precision import emulated, filter_nodes, lower, transform_nodes
 from onedva_export.static_graphs import bytes_at_the_border_only, sizes_of, specialise, sums_as_products
 from onedva_export.verify import Case, ParityError, compare
 from onedva_export.weights import stored_tensors
@@ -124,7 +124,8 @@ def write_static_graph(
     bytes_at_the_border_only(graph)
     sums_as_products(graph, axes["Tg"] * axes["Hg"] * axes["Wg"])
     if kind != "fp32":
-        lower(graph, kind, islands=transform_nodes(graph, _tables(graph, folder / WEIGHTS)), bordered=[SHARED])
+        exact = transform_nodes(graph, _tables(graph, folder / WEIGHTS)) | filter_nodes(graph)
+        lower(graph, kind, islands=exact, bordered=[SHARED])
     path.write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(path, full_check=True)
     long = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[kind]
