@@ -11,6 +11,7 @@ pixels, and white noise stays white.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,12 +30,34 @@ def prefilter(pixels: Tensor, overlap: Tensor, *, colours: int = 1) -> Tensor:
 
     colours: values of a pixel that lie together. overlap (16, 16): of `overlap_of`. The picture's own edges stay.
     """
-    return across_borders(pixels, overlap, colours)
+    return filtered(pixels, overlap, colours)
 
 
 def postfilter(pixels: Tensor, overlap: Tensor, *, colours: int = 1) -> Tensor:
     """Inverse of `prefilter`."""
-    return across_borders(pixels, overlap.T, colours)
+    return filtered(pixels, overlap.T, colours)
+
+
+def filtered(pixels: Tensor, matrix: Tensor, colours: int) -> Tensor:
+    if pixels.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return AcrossBorders.apply(pixels, matrix, colours)  # pyright: ignore[reportReturnType]
+    return across_borders(pixels, matrix, colours)
+
+
+class AcrossBorders(torch.autograd.Function):
+    """`across_borders` by a filter of `overlap_of`. It is orthogonal, so gradients go back by its inverse: they need no
+    pictures of zeros that parts are added to."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, matrix: Tensor, colours: int) -> Tensor:
+        ctx.save_for_backward(matrix)
+        ctx.colours = colours
+        return across_borders(pixels, matrix, colours)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (matrix,) = ctx.saved_tensors
+        return across_borders(gradients[0], matrix.T, ctx.colours), None, None
 
 
 def across_borders(pixels: Tensor, matrix: Tensor, colours: int) -> Tensor:

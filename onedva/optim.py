@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from onedva.config import TrainConfig
 from onedva.distributed import placed_like, whole
+from onedva.muon import Muon
 
 CLOSED_FORM = ("basis", "directions")
 HEADS = (
@@ -24,9 +25,12 @@ FINAL_RATE = 0.05  # of the peak learning rate, at the end of the cosine
 
 
 class Optimizers:
-    """Owns the optimizers of a `TrainingStep`; `step` clips, applies and clears the gradients."""
+    """Owns the optimizers of a `TrainingStep`; `step` clips, applies and clears the gradients.
 
-    def __init__(self, module: nn.Module, train: TrainConfig) -> None:
+    bf16: whether Muon computes in bfloat16.
+    """
+
+    def __init__(self, module: nn.Module, train: TrainConfig, *, bf16: bool) -> None:
         self.train = train
         named = {name.removeprefix("network."): value for name, value in module.named_parameters()}
         self.parameters = {name: value for name, value in named.items() if value.requires_grad}
@@ -48,11 +52,11 @@ class Optimizers:
         self.adamw = torch.optim.AdamW(adamw, lr=train.learning_rate, betas=(0.9, 0.98)) if adamw else None
         self.muon = None
         if groups["muon"]:
-            self.muon = torch.optim.Muon(
+            self.muon = Muon(
                 [{"params": groups["muon"], "peak": train.muon_learning_rate}],
+                dtype=torch.bfloat16 if bf16 else torch.float32,
                 lr=train.muon_learning_rate,
                 weight_decay=train.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
             )
         self.all = [optimizer for optimizer in (self.adamw, self.muon) if optimizer is not None]
 

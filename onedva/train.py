@@ -168,7 +168,7 @@ class Loop:
         self.module = module
         self.wrapped = wrap(module, world, sharded=train.sharded)
         self.average = {name: tensor.detach().clone() for name, tensor in module.network.state_dict().items()}
-        self.optimizers = Optimizers(module, train)
+        self.optimizers = Optimizers(module, train, bf16=self.bf16)
         self.step, self.elapsed = 0, 0.0
         if resume:
             self.step, self.elapsed = facts["step"], facts["elapsed"]

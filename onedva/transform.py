@@ -63,10 +63,25 @@ def table_sizes(max_groups: int, classes: int) -> list[Size]:
     return found
 
 
+class Directions(NamedTuple):
+    """Tables (B, K·Tg·C, Tg·R) of a batch, or the one that all of its clips have, (1, …): it takes 20 MB."""
+
+    tables: Tensor
+    shared: bool
+
+    def synthesise(self, latents: Tensor) -> Tensor:
+        """(B, P, K·Tg·C) → columns (B, P, Tg·R)."""
+        return latents @ (self.tables[0] if self.shared else self.tables)
+
+    def analyse(self, columns: Tensor) -> Tensor:
+        """(B, P, Tg·R) → (B, P, K·Tg·C)."""
+        return columns @ (self.tables[0].T if self.shared else self.tables.transpose(1, 2))
+
+
 class Tables(NamedTuple):
     """What one batch's columns are transformed with; K classes, C = Zs + Z channels, R components."""
 
-    directions: Tensor  # (B, K·Tg·C, Tg·R); rows and columns of a continuation clip's group 0 are zero
+    directions: Directions  # rows and columns of a continuation clip's group 0 are zero
     std: Tensor  # (B, Tg, C), of each latent over all classes; zeros in a group that is not coded and in the class slot
     weight: Tensor  # (B, Tg, 1, 1, 1), of each group
 
@@ -179,7 +194,7 @@ class PatchTransform(nn.Module):
         with torch.autocast(coefficients.device.type, enabled=False):
             directions, std, weight = self.tables(groups, is_key)
             columns = rearrange(coefficients.float() * weight, "b t h w r -> b (h w) (t r)")
-            found = columns @ directions.transpose(1, 2)  # (B, P, K·Tg·C)
+            found = directions.analyse(columns)  # (B, P, K·Tg·C)
             found = rearrange(found, "b p (k t c) -> b p k t c", k=self.classes, t=groups)
             used = (std > 0)[:, None, None]  # (B, 1, 1, Tg, C)
             held = (found * used)[..., : self.structural_channels].square().sum(dim=(3, 4))  # (B, P, K)
@@ -201,7 +216,7 @@ class PatchTransform(nn.Module):
             normal = torch.cat([structural.float(), layers.float()], dim=-1)
             scaled = rearrange(normal * std[:, :, None, None], "b t h w c -> b (h w) 1 t c")
             scaled = scaled * chosen[..., None, None]  # (B, P, K, Tg, C)
-            columns = scaled.flatten(2) @ directions
+            columns = directions.synthesise(scaled.flatten(2))
             shape = {"t": groups, "h": height, "w": width}
             return rearrange(columns, "b (h w) (t r) -> b t h w r", **shape) / weight
 
@@ -243,8 +258,14 @@ class PatchTransform(nn.Module):
         coded = (i > 0) | is_key[:, None]  # (B, Tg)
         both = coded[:, :, None] & coded[:, None, :]  # (B, Tg, Tg)
         inside = (at[:, :, None] * (groups - skipped)[..., None] + at[:, None, :]) * both  # (B, Tg, Tg)
-        directions = self.directions[block[:, :, None, None] + inside[:, None]] * both[:, None, ..., None, None]
+        # graphs that are exported choose by clip
+        shared = not torch.compiler.is_compiling() and bool((is_key == is_key[0]).all())
+        every = slice(1) if shared else slice(None)
+        directions = (
+            self.directions[block[every, :, None, None] + inside[every, None]] * both[every, None, ..., None, None]
+        )
+        directions = rearrange(directions, "b k i j c r -> b (k i c) (j r)")
         std = self.latent_std[row[:, None] + at * coded] * coded[..., None]  # (B, Tg, C)
         std = std * (1 - self.class_slot(groups, std))
         weight = torch.where((i == 0) & is_key[:, None], FIRST_GROUP**0.5, 1.0)[:, :, None, None, None]
-        return Tables(rearrange(directions, "b k i j c r -> b (k i c) (j r)"), std, weight)
+        return Tables(Directions(directions, shared), std, weight)

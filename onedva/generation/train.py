@@ -128,7 +128,7 @@ class Loop:
         if resume:
             copy_into(self.module.state_dict(), part_of(tensors, "module."))
         self.average = {name: tensor.detach().clone() for name, tensor in generator.state_dict().items()}
-        self.optimizers = Optimizers(self.module, optimizer_settings(train))
+        self.optimizers = Optimizers(self.module, optimizer_settings(train), bf16=self.bf16)
         self.step, self.elapsed = 0, 0.0
         if resume:
             self.step, self.elapsed = facts["step"], facts["elapsed"]

@@ -43,6 +43,13 @@ def test_packed_colours_are_filtered_as_planar_ones(overlap: Tensor) -> None:
     torch.testing.assert_close(got, prefilter(planar, overlap), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("there", "colours"), [(prefilter, 1), (postfilter, 1), (prefilter, 3)])
+def test_gradients_are_those_of_the_filter(there, colours: int, overlap: Tensor) -> None:
+    """Against finite differences, edges and all."""
+    pixels = torch.rand(2, 32, 16 * colours, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: there(values, overlap.double(), colours=colours), pixels)
+
+
 def test_what_mirrors_across_a_border_passes(overlap: Tensor) -> None:
     line = torch.rand(8)
     pixels = torch.cat([line.flip(0), line, line.flip(0), line]).expand(16, -1)

@@ -50,7 +50,7 @@ def step_of(network: OneDVA, **changes: Any) -> tuple[TrainingStep, Optimizers]:
     module = TrainingStep(network.requires_grad_(True), train, heads=AlignmentHeads(network.config))
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(is_trained(name, parameter, train))
-    return module, Optimizers(module, train)
+    return module, Optimizers(module, train, bf16=False)
 
 
 def of_parameters(optimizers: Optimizers) -> dict[int, dict[str, Any]]:

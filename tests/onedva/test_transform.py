@@ -128,7 +128,7 @@ def test_every_size_has_a_table_of_its_own(transform: PatchTransform) -> None:
     rows: list[float] = []
     for groups, key in SIZES:
         directions, std, _ = transform.tables(groups, torch.tensor([key]))
-        first_values = directions.reshape(4, groups, 16, groups, 24)[:, :, 0, :, 0]
+        first_values = directions.tables.reshape(4, groups, 16, groups, 24)[:, :, 0, :, 0]
         adaptive = groups in (1, 2, 5)
         for of_class in range(4):
             if of_class and not adaptive:
@@ -140,13 +140,32 @@ def test_every_size_has_a_table_of_its_own(transform: PatchTransform) -> None:
     assert sorted(rows) == list(range(1, len(transform.latent_std) + 1))
 
 
+def test_a_batch_of_both_kinds_is_its_clips_one_by_one(transform: PatchTransform) -> None:
+    """Where clips differ in kind each has a table, where not they share one."""
+    coefficients, kinds = grid(5, 24).repeat(3, 1, 1, 1, 1), torch.tensor([True, False, False])
+    coefficients = coefficients * torch.tensor([1.0, 0.5, 2.0]).reshape(3, 1, 1, 1, 1)
+    whole = transform.analyse(coefficients, kinds)
+    back = transform.synthesise(*whole, kinds)
+    alike = transform.analyse(coefficients[1:], kinds[1:])
+    for index in range(3):
+        one = slice(index, index + 1)
+        alone = transform.analyse(coefficients[one], kinds[one])
+        for got, wanted in zip(whole, alone, strict=True):
+            torch.testing.assert_close(got[one], wanted)
+        torch.testing.assert_close(back[one], transform.synthesise(*alone, kinds[one]))
+        if index:
+            for got, wanted in zip(alike, alone, strict=True):
+                torch.testing.assert_close(got[index - 1 : index], wanted)
+    assert transform.tables(5, kinds[1:]).directions.shared and not transform.tables(5, kinds).directions.shared
+
+
 def test_each_column_takes_the_class_that_holds_most_of_it(transform: PatchTransform) -> None:
     """Against every class tried alone: the one whose structural latents leave least."""
     coefficients = grid(5, 24)
     structural, _ = transform.analyse(coefficients, KEY)
     tried = []
     for index in range(4):
-        only = transform.tables(5, KEY).directions.reshape(4, 5, 16, 120)[index, :, :6].reshape(30, 120)[:-1]
+        only = transform.tables(5, KEY).directions.tables.reshape(4, 5, 16, 120)[index, :, :6].reshape(30, 120)[:-1]
         columns = (coefficients * transform.tables(5, KEY).weight)[0].permute(1, 2, 0, 3).reshape(6, 120)
         tried.append((columns @ only.T).square().sum(1))
     best = torch.stack(tried, dim=1).argmax(dim=1)
