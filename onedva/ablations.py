@@ -4,12 +4,14 @@
     onedva ablate adamw p-full --clips FOLDER -o ablations --minutes 8 --init tiny   # every run begins from its weights
 
 Each side is a training run in a folder of its own, scored on the dev split at one and at four steps. Sides that are
-alike are trained once, and a run that is already in the folder is used again (or gone on with, if it was interrupted).
+alike are trained once, sides that begin alike share a least-squares start, and a run that is already in the folder is
+used again (or gone on with, if it was interrupted).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,17 +21,18 @@ from typing import Any
 
 import torch
 
-from onedva.checkpoint import TRAINING, load_model, write_whole
+from onedva.checkpoint import CONFIG as MODEL_CONFIG
+from onedva.checkpoint import TRAINING, load_model, save_model, write_whole
 from onedva.config import OneDVAConfig, TrainConfig
 from onedva.data import Clip, load_clips
 from onedva.evaluate import LENGTHS, evaluate, mean_by_length
-from onedva.train import run
+from onedva.train import first_model, run
 
 logger = logging.getLogger("onedva")
 
 DECODE_STEPS = (1, 4)
 ALIGNMENT_WEIGHT = 0.01  # to compare with where the default is off
-CONFIG, SCORES = "ablation.json", "ablation_scores.json"
+CONFIG, SCORES, STARTS = "ablation.json", "ablation_scores.json", "starts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +218,8 @@ def train_and_score(
         return json.loads(scores.read_text())
     write_whole(config, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
     resume = (folder / TRAINING).exists()
+    if start is None and not resume:
+        start = shared_start(side, folder.parent / STARTS, clips=clips)
     run(clips=clips, output=folder, model=side.model, train=side.train, start=start, resume=resume, quiet=quiet)
     network = load_model(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     found = evaluate(network, dev, tokens=LENGTHS, steps=DECODE_STEPS, size=size)
@@ -227,6 +232,21 @@ def train_and_score(
     }
     write_whole(scores, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
     return result
+
+
+def shared_start(side: Side, folder: Path, *, clips: Path) -> Path | None:
+    """A model folder in `folder` with the least-squares start of `side`, fit where it is not there yet; None for a side
+    that begins with random weights."""
+    if not (side.model.pca and side.train.linear_start):
+        return None
+    facts = {"model": dataclasses.asdict(side.model), "seed": side.train.seed, "short_side": side.train.short_side}
+    found = folder / hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    if not (found / MODEL_CONFIG).exists():
+        logger.info("fitting the start that runs of this model share")
+        longest = max(frames for frames, _ in side.train.frames)
+        data = load_clips(clips, split="train", minimum_frames=longest, short_side=side.train.short_side)
+        save_model(first_model(data, side.model, side.train), found)
+    return found
 
 
 def difference(

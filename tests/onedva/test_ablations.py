@@ -64,7 +64,11 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, OneDVAConfig, 
         _, model, train, _ = made[-1]
         return {0: 20.0 + model.stem_depth, 16: 20.0 + steps * train.p_full}
 
+    def first_model(data: Any, model: OneDVAConfig, train: TrainConfig) -> OneDVA:
+        return OneDVA(model)
+
     monkeypatch.setattr(ablations, "run", run)
+    monkeypatch.setattr(ablations, "first_model", first_model)
     monkeypatch.setattr(ablations, "load_model", lambda folder: torch.nn.Identity())
     monkeypatch.setattr(ablations, "load_clips", lambda *args, **options: ["one", "two"])
     monkeypatch.setattr(ablations, "evaluate", lambda *args, **options: [])
@@ -135,6 +139,17 @@ def test_runs_begin_from_given_weights_where_those_are_of_use(
         do(["no-full-noise"], tmp_path, nano(), start="other")
     with pytest.raises(ValueError, match="stem-depth-0, no-pca cannot begin from given weights; these can: no-full-no"):
         do(["stem-depth-0", "adamw", "no-pca"], tmp_path, nano(), start="tiny")
+
+
+def test_runs_that_begin_alike_share_a_least_squares_start(
+    nano: Callable[..., OneDVAConfig], tmp_path: Path, fake_runs: list
+) -> None:
+    do(["adamw", "stem-depth-0", "no-pca"], tmp_path, nano())
+    starts = {path.parent.name: path.read_text() for path in tmp_path.glob("*/start")}
+    assert starts["baseline"] == starts["adamw"] and Path(starts["baseline"]).parent == tmp_path / "starts"
+    assert starts["no-pca"] == "None"
+    assert len(set(starts.values())) == 3 and len(list((tmp_path / "starts").iterdir())) == 2
+    assert OneDVA.from_pretrained(starts["stem-depth-0"]).config.stem_depth == 0
 
 
 def test_the_velocity_baseline_has_no_transform(
