@@ -46,6 +46,8 @@ class OneDVAConfig:
     """Principal components of a patch that latents and preview are made of; see `onedva.transform`."""
     classes: int = 4
     """Sets of directions that each grid column chooses from; see `onedva.transform`."""
+    mirrored: bool = True
+    """Whether each set also serves mirrored: left for right, upside down and both."""
     residual_channels: int = 8
     """Hidden channels of the residual convolution behind the pixelshuffle; 0 leaves it out."""
     prediction: Prediction = "video"
@@ -76,10 +78,22 @@ class OneDVAConfig:
             raise ValueError(f"components must hold both latents and be at most {PATCH_VALUES}, got {self.components}")
         if not 1 <= self.classes <= 16:
             raise ValueError(f"classes must be between 1 and 16, got {self.classes}")
+        if self.pca and self.components % self.poses:
+            raise ValueError(f"components must be a multiple of {self.poses} where mirrored, got {self.components}")
         if self.prediction == "velocity" and self.pca:
             raise ValueError("prediction='velocity' has no preview to start from: set pca=False")
         if self.conditioning == "in_context" and self.stem_depth:
             raise ValueError("conditioning='in_context' has no stem: set stem_depth=0")
+
+    @property
+    def poses(self) -> int:
+        """How many mirror images of a set of directions there are, itself among them."""
+        return 4 if self.mirrored else 1
+
+    @property
+    def choices(self) -> int:
+        """What each column chooses from: the poses of each class."""
+        return self.classes * self.poses
 
     @property
     def preview(self) -> bool:
@@ -99,6 +113,7 @@ class OneDVAConfig:
         values: Any = json.loads(text)
         if not isinstance(values, dict) or values.pop("model_type", None) != "onedva":
             raise ValueError("not a onedva config.json: model_type is missing or foreign")
+        values.setdefault("mirrored", False)  # of models from before there were mirrors
         unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"config.json has unknown entries: {', '.join(sorted(unknown))}")
@@ -117,6 +132,7 @@ PRESETS: dict[str, OneDVAConfig] = {
         latent_channels=32,
         components=128,
         classes=1,
+        mirrored=False,
         queries=256,
         trained_tokens=256,
         residual_channels=0,

@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         if config.pca:
             self.coefficients_in = nn.Linear(config.components, width)
             self.sent_in = nn.Parameter(torch.zeros(width))
-            self.class_in = nn.Parameter(torch.zeros(config.classes, width))
+            self.class_in = nn.Parameter(torch.zeros(config.choices, width))
         else:
             self.structural_in = nn.Linear(config.structural_channels, width)
             self.latents_at_in = nn.Linear(config.latent_channels, width, bias=False)
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
             self.context_gain = nn.Parameter(torch.zeros(groups, config.components))  # of what a context frame shows
             self.context_scale = nn.Parameter(torch.full((1,), 4.0))  # how far it may differ and still be believed
             # of what the preview leaves of a patch, over its usual variance
-            self.log_variance = nn.Linear(width + 3 * BANDS + config.classes + 1, 1)
+            self.log_variance = nn.Linear(width + 3 * BANDS + config.choices + 1, 1)
             for layer in (self.preview_hidden, self.log_variance):
                 nn.init.zeros_(layer.weight)
             nn.init.zeros_(self.log_variance.bias)
@@ -128,7 +128,9 @@ class Decoder(nn.Module):
             hidden = self.coefficients_in(normal) + sent * self.sent_in
             chosen = transform.chosen(structural).reshape(batch, 1, height, width, -1)
             hidden = (hidden + chosen @ self.class_in).flatten(1, 3)
-            signs = torch.cat([band_energies(normal), chosen.expand(-1, groups, -1, -1, -1), sent], dim=-1)
+            signs = torch.cat(
+                [band_energies(normal, transform.ranks(normal)), chosen.expand(-1, groups, -1, -1, -1), sent], dim=-1
+            )
         given = (torch.arange(count, device=hidden.device) < height * width)[None] & ~is_key[:, None]
         hidden = torch.where(given[..., None], self.absent_structural.to(hidden.dtype), hidden)
         tokens = self.latents_in(latents)  # (B, K, D)
@@ -309,18 +311,19 @@ def share_of_usual(coefficients: Tensor, transform: PatchTransform) -> Tensor:
     return coefficients.square().sum(-1, keepdim=True) / transform.remainder_std.square().sum()
 
 
-def band_energies(normal: Tensor) -> Tensor:
+def band_energies(normal: Tensor, ranks: Tensor) -> Tensor:
     """How much of each scale of detail there is, which tells how much is missing: whitened coefficients (B, Tg, Hg, Wg,
     R) → (B, Tg, Hg, Wg, 3·BANDS), logarithms of the mean energy in bands of components.
 
-    Of the patch, of its column, and of what changes along the column; bands begin at R / 2, R / 4, … and 0.
+    ranks (R,): the place of each among the components, strongest first. Of the patch, of its column, and of what
+    changes along the column; bands begin at rank R / 2, R / 4, … and 0.
     """
     count = normal.shape[-1]
     ends = [0, *(max(count >> shift, 1) for shift in range(BANDS - 1, 0, -1)), count]
     # by comparison, not by writing into zeros: TensorRT has no scatter that this could be exported as
-    at = torch.arange(count, device=normal.device)
     bands = torch.stack(
-        [((at >= start) & (at < end)).to(normal.dtype) / max(end - start, 1) for start, end in pairwise(ends)], dim=1
+        [((ranks >= start) & (ranks < end)).to(normal.dtype) / max(end - start, 1) for start, end in pairwise(ends)],
+        dim=1,
     )
     own = normal.square() @ bands
     column = own.mean(dim=1, keepdim=True)

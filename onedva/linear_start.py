@@ -28,7 +28,7 @@ from onedva_runtime import placement
 CROP = 256
 RIDGE = 1e-3  # of the mean squared feature; keeps rarely seen combinations near zero
 ERROR_SCALE = 0.002  # MSE on [-1, 1] at which a crop's weight is half of its most
-CONTEXT_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)
+CONTEXT_SCALES = (0.35, 0.5, 1.0, 2.0, 4.0, 8.0)
 # Caution with context frames, which carry errors on; set on the dev clips between what chains lose and their seams
 NEARLY = 0.75  # the smallest scale is taken that removes this share of what the best one does
 EASED = 0.8  # of the least-squares gain
@@ -59,16 +59,23 @@ def random_crops(
 
 
 def fit_pca(
-    clips: Sequence[Clip], components: int, *, overlap: Tensor | None = None, per_clip: int = 4, seed: int = 0
+    clips: Sequence[Clip],
+    components: int,
+    *,
+    overlap: Tensor | None = None,
+    poses: int = 1,
+    per_clip: int = 4,
+    seed: int = 0,
 ) -> PatchPCA:
     """Principal components of the patches of random crops, the same number from every clip.
 
-    overlap (16, 16): of patches that `onedva.lapped.prefilter` makes with it; without, of plain ones.
+    overlap (16, 16): of patches that `onedva.lapped.prefilter` makes with it; without, of plain ones. poses: see
+    `PatchStatistics.pca`.
     """
     statistics = PatchStatistics()
     for video in random_crops(clips, frames=17, per_clip=per_clip, seed=seed):
         statistics.add(patchify(video if overlap is None else prefilter(video, overlap)))
-    return statistics.pca(components)
+    return statistics.pca(components, poses=poses)
 
 
 def lines_of(clips: Sequence[Clip], *, per_clip: int = 8, seed: int = 1) -> Iterator[Tensor]:
@@ -87,7 +94,7 @@ def linear_start(config: OneDVAConfig, clips: Sequence[Clip], *, seed: int = 0) 
     torch.manual_seed(seed)
     model = OneDVA(config)
     overlap = transform_of(model).overlap.copy_(fit_overlap(lines_of(clips)))
-    fit_transform(model, clips, fit_pca(clips, config.components, overlap=overlap))
+    fit_transform(model, clips, fit_pca(clips, config.components, overlap=overlap, poses=config.poses))
     fit_log_variance(model, clips)
     fit_context(model, clips)
     return model
@@ -109,13 +116,13 @@ def crop_weight(error: Tensor) -> Tensor:
 def fit_transform(
     model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 20, seed: int = 2, varied: bool = True
 ) -> None:
-    """Set a model's transform, in place: `pca` as its basis, and along time the principal directions of each class of
-    columns.
+    """Set a model's transform, in place: `pca`, of as many components and poses, as its basis, and along time the
+    principal directions of each class of columns.
 
     Covariances over columns of the longest clips serve every smaller number of groups: their blocks.
     """
     transform, config = transform_of(model), model.config
-    transform.basis.copy_(pca.components[: config.components])
+    transform.basis.copy_(pca.components)
     transform.mean.copy_(pca.mean)
     groups, size = transform.max_groups, transform.components
     crops = random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed, varied=varied)
@@ -125,8 +132,10 @@ def fit_transform(
     scale = torch.ones(groups, size)
     scale[0] = FIRST_GROUP**0.5
     columns *= scale.flatten()
-    structural = groups * config.structural_channels - (config.classes > 1)
-    fitted, shares = class_covariances(columns, weights, classes=config.classes, kept=structural, groups=groups)
+    structural = groups * config.structural_channels - (config.choices > 1)
+    fitted, shares = class_covariances(
+        columns, weights, classes=config.classes, kept=structural, groups=groups, poses=config.poses
+    )
     set_directions(transform, fitted / (scale.flatten() * scale.flatten()[:, None]), shares)
     # the remainder once structural latents and the first layer are there: the scale of what is left to predict
     first = torch.zeros(groups, transform.channels)
@@ -151,7 +160,8 @@ def columns_of(transform: PatchTransform, crops: Iterable[Tensor], *, count: int
     for video in crops:
         patches = transform.cut(video)
         coefficients = transform.coefficients(patches)
-        kept = coefficients[..., : transform.structural_channels].square().sum(-1)
+        strong = transform.ranks(coefficients) < transform.structural_channels
+        kept = coefficients[..., strong].square().sum(-1)
         error = ((patches - transform.mean).square().sum(-1) - kept).mean() / PATCH_VALUES
         found = rearrange(coefficients, "1 t h w r -> (h w) (t r)")
         if len(found) > most:
@@ -175,9 +185,9 @@ def set_directions(transform: PatchTransform, covariances: Tensor, shares: Tenso
         weights = shares if size.adaptive else torch.ones(1)
         energy = (torch.stack(energies) * weights[:, None, None]).sum(0)  # (Tg, C)
         std = energy.clamp(min=SMALLEST_STD**2).sqrt()
-        if transform.classes > 1:
-            # of the slot that tells the class: rounded at any step that quantisers have, 2 at most, it tells it still
-            std[-1, transform.structural_channels - 1] = transform.classes
+        if transform.choices > 1:
+            # of the slot that tells the choice: rounded at any step that quantisers have, 2 at most, it tells it still
+            std[-1, transform.structural_channels - 1] = transform.choices
         transform.latent_std[size.row : size.row + size.coded] = std
 
 
@@ -199,7 +209,7 @@ def principal_directions(transform: PatchTransform, covariance: Tensor, size: Si
     # the strongest are structural, dealt out so that every group gets strong ones; then layer after layer
     dealt = torch.arange(groups * structural).reshape(structural, groups).T
     layers = torch.arange(groups * structural, count).reshape(groups, -1)
-    if transform.classes > 1:  # the slot that tells the class holds no direction: the next one is a 1D latent's
+    if transform.choices > 1:  # the slot that tells the choice holds no direction: the next one is a 1D latent's
         layers = layers - 1
     order = torch.cat([dealt, layers], dim=1)  # (Tg, C)
     return energy[order], rearrange(vectors[order], "i c (j r) -> (i j) c r", j=groups)

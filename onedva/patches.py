@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,7 @@ def rows_of_patches(patches: Tensor, frames: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PatchPCA:
-    """Principal components of patches, strongest first.
+    """Principal components of patches, strongest first; by sectors where patches were mirrored.
 
     mean (3072,), components (C, 3072) orthonormal rows, std (C,) of each component over the patches it was fit on.
     """
@@ -84,12 +85,41 @@ class PatchStatistics:
         self.sum += rows.sum(dim=0)
         self.products += rows.T @ rows
 
-    def pca(self, components: int) -> PatchPCA:
+    def pca(self, components: int, *, poses: int = 1) -> PatchPCA:
+        """The strongest components. poses 4: of patches and their mirror images, as many from each sector: the patches
+        that stay what they are in both mirrors, and those that turn their sign left to right, top to bottom, both."""
         mean = self.sum / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
-        values, vectors = torch.linalg.eigh(covariance)
-        values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
-        # eigenvectors have no sign of their own: make the largest entry positive, so a refit gives the same latents
-        largest = vectors.abs().argmax(dim=0)
-        vectors = vectors * torch.sign(vectors[largest, torch.arange(components)])
-        return PatchPCA(mean.float(), vectors.T.float().contiguous(), values.clamp(min=1e-8).sqrt().float())
+        found = [
+            strongest(sector @ covariance @ sector.T, components // poses, sector)
+            for sector in sectors(len(mean), poses)
+        ]
+        even = next(sectors(len(mean), poses))  # a mirrored mean is the mean
+        stds, rows = (torch.cat(parts).float() for parts in zip(*found, strict=True))
+        return PatchPCA((mean @ even.T @ even).float(), rows.contiguous(), stds)
+
+
+def strongest(covariance: Tensor, count: int, sector: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations (count,) and principal components (count, N) of patches as a sector (M, N) sees them."""
+    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    # eigenvectors have no sign of their own: make the largest entry positive, so a refit gives the same latents
+    largest = vectors.abs().argmax(dim=0)
+    vectors = vectors * torch.sign(vectors[largest, torch.arange(count)])
+    return values.clamp(min=1e-8).sqrt(), vectors.T @ sector
+
+
+def sectors(values: int, poses: int) -> Iterator[Tensor]:
+    """Orthonormal rows (values / poses, values), float64, of each kind of patch that mirrors leave as it is but for its
+    sign: even; odd left to right; odd top to bottom; odd both ways. All of them for one pose."""
+    if poses == 1:
+        yield torch.eye(values, dtype=torch.float64)
+        return
+    at = torch.arange(values).reshape(PATCH_FRAMES, PATCH_SIZE, PATCH_SIZE, -1)
+    mirrored = [at, at.flip(2), at.flip(1), at.flip(1, 2)]  # bit 0: left for right; bit 1: upside down
+    corner = slice(PATCH_SIZE // 2)
+    corners = torch.stack([one[:, corner, corner].reshape(-1) for one in mirrored])  # (4, values / 4)
+    for odd in range(4):
+        signs = torch.tensor([1.0, -1.0 if odd & 1 else 1.0, -1.0 if odd & 2 else 1.0, 1.0 if odd in (0, 3) else -1.0])
+        rows = torch.zeros(values // 4, values, dtype=torch.float64)
+        yield rows.scatter_(1, corners.T, signs.double().expand(len(rows), -1) / 2)

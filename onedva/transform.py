@@ -11,6 +11,11 @@ and each column takes the one whose structural latents hold most of it. The last
 which would hold the weakest direction, says which: `class_values`. (Adaptive transforms by class, as in Dony & Haykin,
 "Optimally adaptive transform coding", IEEE Trans. Image Processing 4(10), 1995.)
 
+What moves to the left is what moves to the right in a mirror. So every class also serves mirrored, left for right,
+upside down and both: four *poses*, which cost no tables, since each component is even or odd under either mirror. A
+pose turns the signs of some, and as components lie sorted by that (*sectors*: the even ones, those odd left to right,
+those odd top to bottom, those odd both ways), the products with the parts of one table give all poses of it.
+
 Directions depend on how many groups a clip codes and on its kind, so there is a table of them for each; the sizes that
 streams are made of have one per class. Both steps are orthogonal (Karhunen-Loève transforms); the same numbers analyse
 in the encoder and synthesise in the decoder.
@@ -64,18 +69,29 @@ def table_sizes(max_groups: int, classes: int) -> list[Size]:
 
 
 class Directions(NamedTuple):
-    """Tables (B, K·Tg·C, Tg·R) of a batch, or the one that all of its clips have, (1, …): it takes 20 MB."""
+    """Tables of a batch by sectors, (S, B, K·Tg·C, Tg·R/S), or the one that all clips have, (S, 1, …): 20 MB."""
 
     tables: Tensor
     shared: bool
 
     def synthesise(self, latents: Tensor) -> Tensor:
-        """(B, P, K·Tg·C) → columns (B, P, Tg·R)."""
-        return latents @ (self.tables[0] if self.shared else self.tables)
+        """(B, P, K·Tg·C) → parts of columns (S, B, P, Tg·R/S)."""
+        if not self.shared:
+            return latents @ self.tables
+        return (latents.flatten(0, 1) @ self.tables[:, 0]).unflatten(1, latents.shape[:2])
 
     def analyse(self, columns: Tensor) -> Tensor:
-        """(B, P, Tg·R) → (B, P, K·Tg·C)."""
-        return columns @ (self.tables[0].T if self.shared else self.tables.transpose(1, 2))
+        """Parts of columns (S, B, P, Tg·R/S) → what each adds to latents, (S, B, P, K·Tg·C)."""
+        if not self.shared:
+            return columns @ self.tables.mT
+        return (columns.flatten(1, 2) @ self.tables[:, 0].mT).unflatten(1, columns.shape[1:3])
+
+
+def mirror_signs(poses: int, size: int) -> Tensor:
+    """Signs (poses, sectors·size) of components, `size` in each sector, under each mirror: Hadamard's matrix."""
+    at = torch.arange(poses, device="cpu")
+    both = at[:, None] & at  # bit 0: left for right, and odd under that; bit 1: upside down
+    return (1.0 - 2.0 * ((both ^ (both >> 1)) & 1)).repeat_interleave(size, dim=1)
 
 
 class Tables(NamedTuple):
@@ -96,12 +112,14 @@ class PatchTransform(nn.Module):
     latent_std: Tensor
     first_blocks: Tensor
     first_rows: Tensor
+    mirrors: Tensor  # (poses, sectors): the sign that a pose gives to components of a sector
 
     def __init__(self, config: OneDVAConfig) -> None:
         super().__init__()
         self.structural_channels = config.structural_channels
         self.channels = config.structural_channels + config.latent_channels
-        self.components, self.classes = config.components, config.classes
+        self.components, self.classes, self.poses = config.components, config.classes, config.poses
+        self.choices = config.choices
         self.max_groups = 1 + (config.clip_frames - 1) // PATCH_FRAMES
         self.sizes = table_sizes(self.max_groups, self.classes)
         blocks = max(max(size.blocks) + size.coded**2 for size in self.sizes)
@@ -119,6 +137,7 @@ class PatchTransform(nn.Module):
         for size in self.sizes:
             at = int(size.is_key), size.coded + (not size.is_key)
             first_blocks[at], first_rows[at] = torch.tensor(size.blocks, device="cpu"), size.row
+        self.register_buffer("mirrors", mirror_signs(self.poses, 1), persistent=False)
         self.register_buffer("first_blocks", first_blocks, persistent=False)
         self.register_buffer("first_rows", first_rows, persistent=False)
         nn.init.orthogonal_(self.basis)
@@ -193,14 +212,18 @@ class PatchTransform(nn.Module):
         groups, height, width = coefficients.shape[1:4]
         with torch.autocast(coefficients.device.type, enabled=False):
             directions, std, weight = self.tables(groups, is_key)
-            columns = rearrange(coefficients.float() * weight, "b t h w r -> b (h w) (t r)")
-            found = directions.analyse(columns)  # (B, P, K·Tg·C)
-            found = rearrange(found, "b p (k t c) -> b p k t c", k=self.classes, t=groups)
-            used = (std > 0)[:, None, None]  # (B, 1, 1, Tg, C)
-            held = (found * used)[..., : self.structural_channels].square().sum(dim=(3, 4))  # (B, P, K)
-            chosen = self.one_hot(held.argmax(dim=2), found)  # (B, P, K)
+            columns = rearrange(coefficients.float() * weight, "b t h w (s r) -> s b (h w) (t r)", s=self.poses)
+            parts = directions.analyse(columns).unflatten(3, (self.classes, groups, -1))  # (S, B, P, K, Tg, C)
+            used = (std > 0)[:, None, None, :, : self.structural_channels]  # (B, 1, 1, Tg, Zs)
+            strong = (parts[..., : self.structural_channels] * used).flatten(4)
+            held = (self.mirrors @ strong.flatten(1)).unflatten(1, strong.shape[1:]).square().sum(dim=4)
+            held = rearrange(held, "g b p k -> b p (k g)")
+            chosen = self.one_hot(held.argmax(dim=2), held)  # (B, P, K·poses)
+            of_class, signs = self.class_and_signs(chosen)
+            found = (parts * of_class[..., None, None]).sum(dim=3)  # (S, B, P, Tg, C)
+            found = (found * signs[..., None, None]).sum(dim=0)
             normal = torch.where(std > 0, 1 / std.clamp(min=1e-12), 0.0)[:, None]  # (B, 1, Tg, C)
-            latents = (found * chosen[..., None, None]).sum(dim=2) * normal  # (B, P, Tg, C)
+            latents = found * normal  # (B, P, Tg, C)
             latents = (
                 latents + self.class_slot(groups, latents) * (chosen @ self.class_values(latents))[..., None, None]
             )
@@ -212,35 +235,47 @@ class PatchTransform(nn.Module):
         groups, height, width = structural.shape[1:4]
         with torch.autocast(structural.device.type, enabled=False):
             directions, std, weight = self.tables(groups, is_key)
-            chosen = self.chosen(structural)  # (B, P, K)
+            of_class, signs = self.class_and_signs(self.chosen(structural))
             normal = torch.cat([structural.float(), layers.float()], dim=-1)
             scaled = rearrange(normal * std[:, :, None, None], "b t h w c -> b (h w) 1 t c")
-            scaled = scaled * chosen[..., None, None]  # (B, P, K, Tg, C)
-            columns = directions.synthesise(scaled.flatten(2))
+            scaled = scaled * of_class[..., None, None]  # (B, P, K, Tg, C)
+            columns = directions.synthesise(scaled.flatten(2)) * signs[..., None]  # (S, B, P, Tg·R/S)
             shape = {"t": groups, "h": height, "w": width}
-            return rearrange(columns, "b (h w) (t r) -> b t h w r", **shape) / weight
+            return rearrange(columns, "s b (h w) (t r) -> b t h w (s r)", **shape) / weight
 
     def chosen(self, structural: Tensor) -> Tensor:
-        """The class of each column, one-hot (B, Hg·Wg, K), as its structural latents (B, Tg, Hg, Wg, Zs) tell it."""
+        """Class and pose of each column, one-hot (B, Hg·Wg, K·poses), as its structural latents (B, Tg, Hg, Wg, Zs)
+        tell them."""
         told = structural[:, -1, :, :, -1].flatten(1).float()  # (B, P)
         # the nearest value, not an exact one: latents are rounded on their way, and noisy in training
         return self.one_hot((told[..., None] - self.class_values(told)).abs().argmin(dim=-1), told)
 
     def one_hot(self, index: Tensor, like: Tensor) -> Tensor:
-        """Class numbers (…) → (…, K), 1 where it is that class; the dtype of `like`."""
-        return (index[..., None] == torch.arange(self.classes, device=index.device)).to(like.dtype)
+        """Numbers (…) of choices → (…, K·poses), 1 where it is that one; the dtype of `like`."""
+        return (index[..., None] == torch.arange(self.choices, device=index.device)).to(like.dtype)
+
+    def class_and_signs(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """One-hot choices (B, P, K·poses) → one-hot classes (B, P, K) and the signs of sectors (S, B, P)."""
+        chosen = chosen.unflatten(2, (self.classes, self.poses))
+        return chosen.sum(dim=3), rearrange(chosen.sum(dim=2) @ self.mirrors, "b p s -> s b p")
+
+    def ranks(self, like: Tensor) -> Tensor:
+        """The place (R,) of each component among all, strongest first: of each sector they take turns."""
+        size = self.components // self.poses
+        at = torch.arange(self.components, device=like.device)
+        return (at % size) * self.poses + at // size
 
     def class_values(self, like: Tensor) -> Tensor:
-        """What the class slot holds for each class, (K,): evenly spaced, unit variance over classes."""
-        spread = max((self.classes**2 - 1) / 12, 1e-12) ** 0.5
-        index = torch.arange(self.classes, device=like.device, dtype=like.dtype)
-        return (index - (self.classes - 1) / 2) / spread
+        """What the class slot holds for each choice, (K·poses,): evenly spaced, unit variance over them."""
+        spread = max((self.choices**2 - 1) / 12, 1e-12) ** 0.5
+        index = torch.arange(self.choices, device=like.device, dtype=like.dtype)
+        return (index - (self.choices - 1) / 2) / spread
 
     def class_slot(self, groups: int, like: Tensor) -> Tensor:
-        """1 where latents (…, Tg, C or Zs) tell the class, else 0: (Tg, channels of `like`). No slot for one class."""
+        """1 where latents (…, Tg, C or Zs) tell the class, else 0: (Tg, channels of `like`). No slot for one choice."""
         last = torch.arange(groups, device=like.device) == groups - 1
         channel = torch.arange(like.shape[-1], device=like.device) == self.structural_channels - 1
-        return (last[:, None] & channel & (self.classes > 1)).to(like.dtype)
+        return (last[:, None] & channel & (self.choices > 1)).to(like.dtype)
 
     def tables(self, groups: int, is_key: Tensor) -> Tables:
         """The tables of each clip, for clips of `groups` groups. Arithmetic on tensors only: exported graphs run it.
@@ -264,7 +299,7 @@ class PatchTransform(nn.Module):
         directions = (
             self.directions[block[every, :, None, None] + inside[every, None]] * both[every, None, ..., None, None]
         )
-        directions = rearrange(directions, "b k i j c r -> b (k i c) (j r)")
+        directions = rearrange(directions, "b k i j c (s r) -> s b (k i c) (j r)", s=self.poses)
         std = self.latent_std[row[:, None] + at * coded] * coded[..., None]  # (B, Tg, C)
         std = std * (1 - self.class_slot(groups, std))
         weight = torch.where((i == 0) & is_key[:, None], FIRST_GROUP**0.5, 1.0)[:, :, None, None, None]

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from onedva.column_classes import SHRINKAGE, by_motion, class_covariances, covariance, shrunk
+from onedva.transform import mirror_signs
 
 GROUPS, SIZE = 5, 8
 
@@ -40,16 +41,32 @@ def test_columns_of_two_kinds_part() -> None:
     assert max(agree, 1 - agree) > 0.95
 
 
+def test_what_is_mirrored_needs_no_class_of_its_own() -> None:
+    """Columns of one kind, of which a quarter each is mirrored, and the four poses of one class."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(40, 8, generator=generator))[0]
+    columns = torch.randn(2000, 8, generator=generator) @ directions.T
+    signs = mirror_signs(4, 2).repeat(1, GROUPS)
+    columns = columns * signs[torch.arange(2000) % 4]
+    plain, mirrored = (
+        class_covariances(columns, torch.ones(2000), classes=1, kept=8, groups=GROUPS, poses=poses)[0][0]
+        for poses in (1, 4)
+    )
+    beyond = [torch.linalg.eigvalsh(one)[:-8].sum() / one.trace() for one in (plain, mirrored)]
+    # a third of a class of 2000 columns is drawn towards all of them
+    assert beyond[0] > 0.4 and beyond[1] < 0.5 * beyond[0]
+
+
 def test_a_class_of_few_columns_stays_near_the_statistics_of_all() -> None:
     columns, moving = still_and_moving()
     weights = torch.ones(len(columns))
     everything = covariance(columns, weights)
     few = moving & (torch.arange(len(columns)) < 20)  # ten columns
-    near = shrunk(columns, weights, few, everything)
+    near = shrunk(columns[few], weights[few], everything)
     own = covariance(columns[few], weights[few])
     general = everything * own.trace() / everything.trace()
     torch.testing.assert_close(near, (10 * own + SHRINKAGE * general) / (10 + SHRINKAGE))
-    assert torch.equal(shrunk(columns, weights, moving & ~moving, everything), everything)
+    assert torch.equal(shrunk(columns[:0], weights[:0], everything), everything)
 
 
 def test_the_first_parting_is_by_motion_in_equal_shares() -> None:

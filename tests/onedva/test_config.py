@@ -1,6 +1,7 @@
 """Configurations: what is refused and in which words, and what the stages change."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ def test_an_unknown_preset_lists_the_others() -> None:
         ({"prediction": "noise"}, "prediction must be one of video, velocity; got 'noise'"),
         ({"clip_frames": 16}, "1 \\+ 4n, got 16"),
         ({"components": 90}, "components must hold both latents"),
+        ({"components": 130}, "components must be a multiple of 4 where mirrored, got 130"),
         ({"prediction": "velocity"}, "set pca=False"),
         ({"conditioning": "in_context"}, "set stem_depth=0"),
     ],
@@ -33,6 +35,13 @@ def test_an_unknown_preset_lists_the_others() -> None:
 def test_a_model_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         OneDVAConfig(**changes)
+
+
+def test_a_file_from_before_there_were_mirrors_has_none() -> None:
+    values = json.loads(OneDVAConfig().to_json())
+    assert OneDVAConfig.from_json(json.dumps(values)).choices == 16
+    del values["mirrored"]
+    assert OneDVAConfig.from_json(json.dumps(values)).choices == 4
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ class Recorder:
     def add(self, patches: Tensor) -> None:
         self.rows.append(patches.reshape(-1, 3072))
 
-    def pca(self, components: int) -> PatchPCA:
+    def pca(self, components: int, *, poses: int) -> PatchPCA:
+        assert poses == 1
         rows = torch.cat(self.rows)
         return PatchPCA(rows.mean(dim=0), torch.eye(components, 3072), rows.std(dim=0)[:components])
 
@@ -77,7 +78,8 @@ def test_the_linear_start_is_the_same_every_time(
 ) -> None:
     asked: list[tuple[int, Tensor]] = []
 
-    def fit(given: list[Clip], components: int, *, overlap: Tensor) -> PatchPCA:
+    def fit(given: list[Clip], components: int, *, overlap: Tensor, poses: int) -> PatchPCA:
+        assert poses == 4
         asked.append((components, overlap.clone()))
         return pca
 

@@ -51,6 +51,27 @@ def test_principal_components_are_numpys() -> None:
     np.testing.assert_allclose(pca.components @ pca.components.T, np.eye(5), atol=1e-5)
 
 
+def test_components_of_mirrored_patches_are_even_or_odd() -> None:
+    """As many of each kind, strongest first, and together those of the patches with all of their mirror images."""
+    rows = torch.randn(40, 3072, dtype=torch.float64) @ torch.diag(torch.linspace(1, 0.1, 3072, dtype=torch.float64))
+    at = torch.arange(3072).reshape(4, 16, 16, 3)
+    mirrors = [at.flip(2).reshape(-1), at.flip(1).reshape(-1)]  # left for right, upside down
+    statistics, of_all = PatchStatistics(), PatchStatistics()
+    statistics.add(rows)
+    for turned in (rows, rows[:, mirrors[0]], rows[:, mirrors[1]], rows[:, mirrors[0]][:, mirrors[1]]):
+        of_all.add(turned)
+    pca, whole = statistics.pca(16, poses=4), of_all.pca(48)
+    assert pca.components.shape == (16, 3072) and (pca.std.reshape(4, 4).diff(dim=1) <= 0).all()
+    torch.testing.assert_close(pca.components @ pca.components.T, torch.eye(16), atol=1e-5, rtol=0)
+    for sector, part in enumerate(pca.components.split(4)):
+        for bit, mirror in enumerate(mirrors):
+            torch.testing.assert_close(part[:, mirror], part * (-1) ** (sector >> bit & 1))
+    assert torch.equal(pca.mean[mirrors[0]], pca.mean) and torch.equal(pca.mean[mirrors[1]], pca.mean)
+    torch.testing.assert_close(pca.std.max(), whole.std[0], atol=1e-4, rtol=1e-3)
+    inside = (pca.components @ whole.components.T).square().sum(dim=1)
+    assert (inside[pca.std > whole.std[-1] * 1.02] > 0.98).all()
+
+
 def test_components_have_a_sign_of_their_own() -> None:
     random = np.random.default_rng(1)
     rows = torch.from_numpy(random.normal(size=(300, 12)) * np.arange(1, 13))

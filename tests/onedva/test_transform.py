@@ -12,27 +12,32 @@ from odva_files import make_packet
 from onedva.config import OneDVAConfig
 from onedva.encoder import linear_error
 from onedva.model import OneDVA, to_video
-from onedva.patches import patchify
-from onedva.transform import FIRST_GROUP, PatchTransform
+from onedva.patches import PatchStatistics, patchify
+from onedva.transform import FIRST_GROUP, PatchTransform, mirror_signs
 from onedva_runtime.quantiser import LEAST_STEP, MOST_STEP, Quantiser, levels_of
 
 KEY, CONTINUATION = torch.tensor([True]), torch.tensor([False])
 SIZES = [(groups, key) for key in (True, False) for groups in range(1, 6) if groups > 1 or key]
 
 
-@pytest.fixture
-def transform(nano: Callable[..., OneDVAConfig]) -> PatchTransform:
+@pytest.fixture(params=[False, True], ids=["plain", "mirrored"])
+def transform(nano: Callable[..., OneDVAConfig], request: pytest.FixtureRequest) -> PatchTransform:
     """5 groups, 24 components, 6 structural and 10 latent channels, 4 classes of orthonormal random directions."""
-    made = PatchTransform(nano(clip_frames=17)).requires_grad_(False)
+    made = PatchTransform(nano(clip_frames=17, mirrored=request.param)).requires_grad_(False)
     random_transform(made)
     return made
 
 
-def with_class(transform: PatchTransform, structural: Tensor, classes: Tensor | None = None) -> Tensor:
+def choices(transform: PatchTransform, classes: list[int]) -> Tensor:
+    """Numbers of these classes, six, in different poses where there are some."""
+    return torch.tensor(classes) * transform.poses + torch.tensor([0, 1, 2, 3, 3, 0]) % transform.poses
+
+
+def with_class(transform: PatchTransform, structural: Tensor, classes: list[int] | None = None) -> Tensor:
     """Structural latents (1, Tg, 2, 3, Zs) whose six columns tell these classes, or some of each."""
-    classes = torch.tensor([0, 1, 2, 3, 0, 1]) if classes is None else classes
+    chosen = choices(transform, [0, 1, 2, 3, 0, 1] if classes is None else classes)
     told = structural.clone()
-    told[:, -1, :, :, -1] = transform.class_values(structural)[classes].reshape(1, 2, 3)
+    told[:, -1, :, :, -1] = transform.class_values(structural)[chosen].reshape(1, 2, 3)
     return told
 
 
@@ -61,7 +66,7 @@ def test_latents_come_back_from_what_they_synthesise(transform: PatchTransform, 
     assert coefficients.shape == (1, groups, 2, 3, 24)
     coded = 0 if key else 1  # what stands in group 0 of a continuation clip is ignored, and comes back as zeros
     if groups in (3, 4):  # one table for all classes: the first is as good as any
-        structural = with_class(transform, structural, torch.zeros(6, dtype=torch.int64))
+        structural = with_class(transform, structural, [0] * 6)
     for got, sent in zip(transform.analyse(coefficients, kind), (structural, layers), strict=True):
         torch.testing.assert_close(got[:, coded:], sent[:, coded:], atol=1e-4, rtol=1e-4)
         assert not got[:, :coded].any()
@@ -70,7 +75,7 @@ def test_latents_come_back_from_what_they_synthesise(transform: PatchTransform, 
 
 @pytest.mark.parametrize(("groups", "key"), SIZES)
 def test_as_many_channels_as_components_lose_nothing(nano, groups: int, key: bool) -> None:
-    transform = PatchTransform(nano(clip_frames=17, components=16, classes=1)).requires_grad_(False)
+    transform = PatchTransform(nano(clip_frames=17, components=16, classes=1, mirrored=False)).requires_grad_(False)
     random_transform(transform)
     coefficients, kind = grid(groups, 16), torch.tensor([key])
     again = transform.synthesise(*transform.analyse(coefficients, kind), kind)
@@ -128,7 +133,7 @@ def test_every_size_has_a_table_of_its_own(transform: PatchTransform) -> None:
     rows: list[float] = []
     for groups, key in SIZES:
         directions, std, _ = transform.tables(groups, torch.tensor([key]))
-        first_values = directions.tables.reshape(4, groups, 16, groups, 24)[:, :, 0, :, 0]
+        first_values = directions.tables[0, 0].reshape(4, groups, 16, groups, -1)[:, :, 0, :, 0]
         adaptive = groups in (1, 2, 5)
         for of_class in range(4):
             if of_class and not adaptive:
@@ -159,35 +164,68 @@ def test_a_batch_of_both_kinds_is_its_clips_one_by_one(transform: PatchTransform
     assert transform.tables(5, kinds[1:]).directions.shared and not transform.tables(5, kinds).directions.shared
 
 
+def directions_of(transform: PatchTransform) -> Tensor:
+    """Those of full key clips, (4, Tg, C, Tg·R)."""
+    tables = transform.tables(5, KEY).directions.tables[:, 0].unflatten(-1, (5, -1))  # (S, K·Tg·C, Tg, R / S)
+    return torch.cat(list(tables), dim=-1).reshape(4, 5, 16, 120)
+
+
 def test_each_column_takes_the_class_that_holds_most_of_it(transform: PatchTransform) -> None:
     """Against every class tried alone: the one whose structural latents leave least."""
     coefficients = grid(5, 24)
     structural, _ = transform.analyse(coefficients, KEY)
+    tables = directions_of(transform)
+    columns = (coefficients * transform.tables(5, KEY).weight)[0].permute(1, 2, 0, 3).reshape(6, 120)
     tried = []
     for index in range(4):
-        only = transform.tables(5, KEY).directions.tables.reshape(4, 5, 16, 120)[index, :, :6].reshape(30, 120)[:-1]
-        columns = (coefficients * transform.tables(5, KEY).weight)[0].permute(1, 2, 0, 3).reshape(6, 120)
-        tried.append((columns @ only.T).square().sum(1))
+        only = tables[index, :, :6].reshape(30, 120)[:-1]
+        for signs in mirror_signs(transform.poses, 24 // transform.poses).repeat(1, 5):
+            tried.append(((columns * signs) @ only.T).square().sum(1))
     best = torch.stack(tried, dim=1).argmax(dim=1)
     assert len(set(best.tolist())) > 1
     assert torch.equal(transform.chosen(structural)[0].argmax(dim=1), best)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.4])
+@pytest.mark.parametrize("noise", [0.0, 0.45])
 def test_a_class_survives_rounding_and_noise(transform: PatchTransform, noise: float) -> None:
-    classes = torch.tensor([0, 1, 2, 3, 1, 2])
+    """noise: of what lies between two class values; half of it would be too much."""
+    classes = [0, 1, 2, 3, 1, 2]
     structural = with_class(transform, grid(5, 6), classes)
-    told = structural.half().float() + noise * (2 * torch.rand(structural.shape) - 1)
-    assert torch.equal(transform.chosen(told)[0].argmax(dim=1), classes)
+    apart = transform.class_values(structural).diff()[0].item()
+    told = structural.half().float() + noise * apart * (2 * torch.rand(structural.shape) - 1)
+    assert torch.equal(transform.chosen(told)[0].argmax(dim=1), choices(transform, classes))
 
 
 def test_the_slot_that_tells_the_class_holds_nothing_else(transform: PatchTransform) -> None:
     """Two values of the slot that mean one class give the same coefficients; class values have unit variance."""
     structural, layers = with_class(transform, grid(5, 6)), grid(5, 10)
     moved = structural.clone()
-    moved[:, -1, :, :, -1] += 0.2
+    moved[:, -1, :, :, -1] += 0.2 * transform.class_values(structural).diff()[0]
     assert torch.equal(*(transform.synthesise(part, layers, KEY) for part in (structural, moved)))
     assert transform.class_values(structural).square().mean().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("axes", [(4,), (3,), (3, 4)])
+def test_a_mirrored_video_has_the_latents_of_the_video_mirrored(nano, make_video, axes: tuple[int, ...]) -> None:
+    """All but the slot, which tells the other pose: on components that mirrors turn at most the sign of."""
+    transform = PatchTransform(nano(clip_frames=9)).requires_grad_(False)
+    random_transform(transform)
+    video = make_video(1, 9, 48, 64)
+    statistics = PatchStatistics()
+    statistics.add(transform.cut(video))
+    fitted = statistics.pca(24, poses=4)
+    transform.basis.copy_(fitted.components)
+    transform.mean.copy_(fitted.mean)
+    places = [axis - 1 for axis in axes]  # of the grid
+    (structural, layers), (other_structural, other_layers) = (
+        transform.analyse(transform.coefficients(transform.cut(one)), KEY) for one in (video, video.flip(axes))
+    )
+    torch.testing.assert_close(other_layers.flip(places), layers, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(other_structural.flip(places)[..., :-1], structural[..., :-1], atol=1e-3, rtol=1e-3)
+    told, other = (
+        transform.chosen(part).argmax(dim=-1).reshape(3, 4) for part in (structural, other_structural.flip(places))
+    )
+    assert set((told ^ other).unique().tolist()) == {sum({4: 1, 3: 2}[axis] for axis in axes)}
 
 
 def test_more_groups_than_the_tables_have_are_refused(transform: PatchTransform) -> None:
@@ -217,7 +255,7 @@ def of(model: OneDVA) -> PatchTransform:
 @pytest.mark.parametrize("key", [True, False])
 def test_latents_have_unit_variance_where_they_were_fit(video: Tensor, pca_model, key: bool) -> None:
     """Every channel of every group, over all columns."""
-    transform = of(pca_model(video[:1], classes=1))
+    transform = of(pca_model(video[:1], classes=1, mirrored=False))
     structural, layers = transform.analyse(transform.coefficients(patchify(video[:1])), torch.tensor([key]))
     power = torch.cat([structural, layers], dim=-1).square().mean(dim=(0, 2, 3))  # (Tg, C)
     torch.testing.assert_close(power[0 if key else 1 :], torch.ones(3 if key else 2, 16), atol=2e-2, rtol=0)
@@ -226,7 +264,7 @@ def test_latents_have_unit_variance_where_they_were_fit(video: Tensor, pca_model
 @pytest.mark.parametrize(("tokens", "layers"), [(0, 0), (64, 1), (192, 3)])
 def test_previews_are_made_of_the_strongest_directions_of_columns(pca_model, video: Tensor, tokens, layers) -> None:
     """Against NumPy: eigenvectors of the columns' second moments, 3·6 structural and 10 more for each of 3 layers."""
-    model = pca_model(video[:1], queries=192, trained_tokens=192, classes=1)
+    model = pca_model(video[:1], queries=192, trained_tokens=192, classes=1, mirrored=False)
     transform = of(model)
     z = model.encode(video[:1], anchors=torch.arange(192)[None]).latent_dist.mode().thin(tokens)
     preview = model.decode(z, num_steps=0).sample
@@ -242,7 +280,7 @@ def test_previews_are_made_of_the_strongest_directions_of_columns(pca_model, vid
 
 
 def test_strong_directions_come_first_and_every_group_gets_some(pca_model, video: Tensor) -> None:
-    std = of(pca_model(video, classes=1)).tables(3, KEY).std[0]  # (3, 16)
+    std = of(pca_model(video, classes=1, mirrored=False)).tables(3, KEY).std[0]  # (3, 16)
     structural, layers = std[:, :6], std[:, 6:]
     assert structural.min() >= layers.max()
     assert layers[0].min() >= layers[1].max() and layers[1].min() >= layers[2].max()
@@ -257,7 +295,7 @@ def error_of(model: OneDVA, video: Tensor) -> Tensor:
 def test_what_stands_still_is_sent_once(pca_model, video: Tensor) -> None:
     """Six structural channels a patch hold eighteen components of a still picture; single patches would hold six."""
     still = video[:1, :, :1].expand(-1, -1, 9, -1, -1)
-    model = pca_model(still, classes=1)
+    model = pca_model(still, classes=1, mirrored=False)
     transform = of(model)
     patches = patchify(still)
     coefficients = transform.coefficients(patches)
@@ -267,16 +305,17 @@ def test_what_stands_still_is_sent_once(pca_model, video: Tensor) -> None:
     assert error_of(model, still) < 0.7 * of_single
 
 
-@pytest.mark.parametrize("classes", range(2, 17))
-def test_the_class_survives_any_quantiser(nano: Callable[..., OneDVAConfig], classes: int) -> None:
-    """Column i is of class i; rounded as in a file, the nearest class value is still its own."""
-    transform = PatchTransform(nano(clip_frames=1, classes=classes)).requires_grad_(False)
+@pytest.mark.parametrize("classes", range(1, 17))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_class_survives_any_quantiser(nano: Callable[..., OneDVAConfig], classes: int, mirrored: bool) -> None:
+    """Column i is of choice i; rounded as in a file, the nearest class value is still its own."""
+    transform = PatchTransform(nano(clip_frames=1, classes=classes, mirrored=mirrored)).requires_grad_(False)
     random_transform(transform)
-    told = transform.class_values(torch.zeros(1))
-    packet = make_packet(frames=1, tokens=0, height=16, width=16 * classes, structural=6, latent=10)
+    told, count = transform.class_values(torch.zeros(1)), transform.choices
+    packet = make_packet(frames=1, tokens=0, height=16, width=16 * count, structural=6, latent=10)
     packet.structural[0, 0, :, -1] = told
     for step in np.geomspace(LEAST_STEP, MOST_STEP, 45).tolist():
         levels = levels_of(transform.latent_std.double().numpy(), step)
         quantiser = Quantiser(structural_channels=6, latent_channels=10, step=step, levels={(True, 1): levels})
         stored = torch.from_numpy(quantiser.apply(packet).structural)
-        assert transform.chosen(stored[None])[0].argmax(dim=1).tolist() == list(range(classes)), step
+        assert transform.chosen(stored[None])[0].argmax(dim=1).tolist() == list(range(count)), step
