@@ -69,6 +69,7 @@ def test_two_replicas_share_the_work(fake_bundle: Path, tmp_path: Path) -> None:
         "PYTHONPATH": str(EXAMPLES),
         "PYTHONWARNINGS": "ignore",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine its own 5 s end in a killed proxy
     }
     command = [sys.executable, "-c", SCRIPT, str(port)]
     environment = {**os.environ, **own}
