@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from onedva.transform import mirror_signs
+from onedva.patches import mirror_signs
 
 ROUNDS = 10  # the error falls by under 1 % in each of the last three
 SHRINKAGE = 1000.0  # columns' worth of the statistics of all that every class starts with

@@ -90,36 +90,42 @@ class PatchStatistics:
         that stay what they are in both mirrors, and those that turn their sign left to right, top to bottom, both."""
         mean = self.sum / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
-        found = [
-            strongest(sector @ covariance @ sector.T, components // poses, sector)
-            for sector in sectors(len(mean), poses)
-        ]
-        even = next(sectors(len(mean), poses))  # a mirrored mean is the mean
-        stds, rows = (torch.cat(parts).float() for parts in zip(*found, strict=True))
-        return PatchPCA((mean @ even.T @ even).float(), rows.contiguous(), stds)
+        if poses == 1:
+            std, rows = strongest(covariance, components)
+            return PatchPCA(mean.float(), rows.float().contiguous(), std.float())
+        kinds = list(sectors(len(mean)))
+        found = [strongest(kind @ covariance @ kind.T, components // poses) for kind in kinds]
+        std = torch.cat([std for std, _ in found])
+        rows = torch.cat([inside @ kind for (_, inside), kind in zip(found, kinds, strict=True)])
+        mean = mean @ kinds[0].T @ kinds[0]  # of patches and their mirror images: what is even
+        return PatchPCA(mean.float(), rows.float().contiguous(), std.float())
 
 
-def strongest(covariance: Tensor, count: int, sector: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviations (count,) and principal components (count, N) of patches as a sector (M, N) sees them."""
+def strongest(covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Standard deviations (count,) and principal components (count, N), strongest first, of a covariance (N, N)."""
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     # eigenvectors have no sign of their own: make the largest entry positive, so a refit gives the same latents
     largest = vectors.abs().argmax(dim=0)
     vectors = vectors * torch.sign(vectors[largest, torch.arange(count)])
-    return values.clamp(min=1e-8).sqrt(), vectors.T @ sector
+    return values.clamp(min=1e-8).sqrt(), vectors.T
 
 
-def sectors(values: int, poses: int) -> Iterator[Tensor]:
-    """Orthonormal rows (values / poses, values), float64, of each kind of patch that mirrors leave as it is but for its
-    sign: even; odd left to right; odd top to bottom; odd both ways. All of them for one pose."""
-    if poses == 1:
-        yield torch.eye(values, dtype=torch.float64)
-        return
+def sectors(values: int) -> Iterator[Tensor]:
+    """Orthonormal rows (values / 4, values), float64, of each kind of patch that mirrors turn no more than the sign of:
+    even; odd left to right; odd top to bottom; odd both ways."""
     at = torch.arange(values).reshape(PATCH_FRAMES, PATCH_SIZE, PATCH_SIZE, -1)
-    mirrored = [at, at.flip(2), at.flip(1), at.flip(1, 2)]  # bit 0: left for right; bit 1: upside down
+    mirrored = [at, at.flip(2), at.flip(1), at.flip(1, 2)]
     corner = slice(PATCH_SIZE // 2)
-    corners = torch.stack([one[:, corner, corner].reshape(-1) for one in mirrored])  # (4, values / 4)
-    for odd in range(4):
-        signs = torch.tensor([1.0, -1.0 if odd & 1 else 1.0, -1.0 if odd & 2 else 1.0, 1.0 if odd in (0, 3) else -1.0])
-        rows = torch.zeros(values // 4, values, dtype=torch.float64)
-        yield rows.scatter_(1, corners.T, signs.double().expand(len(rows), -1) / 2)
+    corners = torch.stack([one[:, corner, corner].reshape(-1) for one in mirrored], dim=1)  # (values / 4, 4)
+    for signs in mirror_signs(4, 1).double().T:
+        yield torch.zeros(len(corners), values, dtype=torch.float64).scatter_(
+            1, corners, (signs / 2).expand_as(corners)
+        )
+
+
+def mirror_signs(poses: int, size: int) -> Tensor:
+    """Signs (poses, sectors·size) of components, `size` in each sector, under each mirror: Hadamard's matrix."""
+    at = torch.arange(poses, device="cpu")
+    both = at[:, None] & at  # bit 0: left for right, and odd under that; bit 1: upside down
+    return (1.0 - 2.0 * ((both ^ (both >> 1)) & 1)).repeat_interleave(size, dim=1)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from onedva.config import PATCH_VALUES, OneDVAConfig
 from onedva.lapped import postfilter, prefilter
-from onedva.patches import frames_of, patchify, patchify_rows, rows_of, rows_of_patches, to_levels
+from onedva.patches import frames_of, mirror_signs, patchify, patchify_rows, rows_of, rows_of_patches, to_levels
 from onedva_runtime.placement import PATCH_FRAMES, PATCH_SIZE
 
 FIRST_GROUP = 0.25  # share of a real group that group 0 has: one frame, repeated four times
@@ -85,13 +85,6 @@ class Directions(NamedTuple):
         if not self.shared:
             return columns @ self.tables.mT
         return (columns.flatten(1, 2) @ self.tables[:, 0].mT).unflatten(1, columns.shape[1:3])
-
-
-def mirror_signs(poses: int, size: int) -> Tensor:
-    """Signs (poses, sectors·size) of components, `size` in each sector, under each mirror: Hadamard's matrix."""
-    at = torch.arange(poses, device="cpu")
-    both = at[:, None] & at  # bit 0: left for right, and odd under that; bit 1: upside down
-    return (1.0 - 2.0 * ((both ^ (both >> 1)) & 1)).repeat_interleave(size, dim=1)
 
 
 class Tables(NamedTuple):

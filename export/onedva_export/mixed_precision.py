@@ -17,8 +17,9 @@ from onedva_export.static_graphs import element_types
 
 DTYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 LOW = frozenset({"MatMul", "Gemm", "Attention", "Conv"})
+# sides of the matrices of `onedva.lapped`, planar and packed: mirrors and filters
+FILTERS = frozenset((side * colours,) * 2 for side in (HALF, 2 * HALF) for colours in (1, 3))
 # What moves values and computes none: it works on rounded values as it does on others, in half of the memory.
-FILTERS = frozenset((half * colours,) * 2 for half in (HALF, 2 * HALF) for colours in (1, 3))
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Expand", "Concat", "Identity"})
 ALL_DATA = frozenset({"Concat"})  # every input is moved; elsewhere the first
 

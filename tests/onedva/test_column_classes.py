@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from onedva.column_classes import SHRINKAGE, by_motion, class_covariances, covariance, shrunk
-from onedva.transform import mirror_signs
+from onedva.patches import mirror_signs
 
 GROUPS, SIZE = 5, 8
 

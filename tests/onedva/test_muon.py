@@ -34,7 +34,7 @@ def test_it_takes_the_steps_of_torch_optim_muon(dtype: torch.dtype, tolerance: f
     reference = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for got, wanted, start in zip(stepped(ours, own), stepped(reference, theirs), begun, strict=True):
         torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0)
-        assert torch.equal(got, start) or (got - start).abs().max() > 100 * tolerance or dtype == torch.float32
+        assert torch.equal(got, start) or (got - start).abs().max() > 10 * tolerance
     assert [set(ours.state[matrix]) for matrix in own] == [set(reference.state[matrix]) for matrix in theirs]
     buffer = ours.state[own[0]]["momentum_buffer"]
     torch.testing.assert_close(buffer, reference.state[theirs[0]]["momentum_buffer"])

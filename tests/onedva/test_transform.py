@@ -12,8 +12,8 @@ from odva_files import make_packet
 from onedva.config import OneDVAConfig
 from onedva.encoder import linear_error
 from onedva.model import OneDVA, to_video
-from onedva.patches import PatchStatistics, patchify
-from onedva.transform import FIRST_GROUP, PatchTransform, mirror_signs
+from onedva.patches import PatchStatistics, mirror_signs, patchify
+from onedva.transform import FIRST_GROUP, PatchTransform
 from onedva_runtime.quantiser import LEAST_STEP, MOST_STEP, Quantiser, levels_of
 
 KEY, CONTINUATION = torch.tensor([True]), torch.tensor([False])
