@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onedva import train as training
-from onedva.config import STAGES, TrainConfig
 from onedva.generation.config import LatentTrainConfig
 from onedva.generation.latent_shards import LatentSet
 from onedva.generation.step import LatentStep, draw_step
 from onedva.generation.tokenise import make_plan, tokenise
 from onedva.generation.train import run
 from onedva.model import OneDVA
+from onedva.train_config import STAGES, TrainConfig
 
 SIZE, TOKENS = 64, 48
 WEIGHTS = {"without": 0.0, "with": 0.5}

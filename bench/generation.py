@@ -25,7 +25,7 @@ from scene_judge import Judge, judged, train_judge
 
 from onedva import train as training
 from onedva.checkpoint import save_model
-from onedva.config import STAGES, TrainConfig, preset
+from onedva.config import preset
 from onedva.data import Clip
 from onedva.fvd import frechet_distance
 from onedva.generation.blockiness import edge_excess
@@ -38,6 +38,7 @@ from onedva.generation.tokenise import make_plan, tokenise
 from onedva.generation.train import run
 from onedva.linear_start import fit_log_variance, fit_pca, fit_transform
 from onedva.model import HybridLatents, OneDVA, to_frames, to_video
+from onedva.train_config import STAGES, TrainConfig
 
 SIZE, TOKENS, PER_CLASS = 64, 48, 500
 LENGTHS = (16, 32, 48)

@@ -22,12 +22,12 @@ from timing import timed
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from onedva.config import TrainConfig
 from onedva.data import Clip
 from onedva.distributed import ALONE
 from onedva.model import OneDVA
 from onedva.sampler import ClipSampler, batches
 from onedva.train import Loop
+from onedva.train_config import TrainConfig
 from onedva_runtime.clips import make_clip
 
 SIDE, FRAMES, PRODUCT = 128, 17, 2048

@@ -23,10 +23,11 @@ import torch
 
 from onedva.checkpoint import CONFIG as MODEL_CONFIG
 from onedva.checkpoint import TRAINING, load_model, save_model, write_whole
-from onedva.config import OneDVAConfig, TrainConfig
+from onedva.config import OneDVAConfig
 from onedva.data import Clip, load_clips
 from onedva.evaluate import LENGTHS, evaluate, mean_by_length
 from onedva.train import first_model, run
+from onedva.train_config import TrainConfig
 
 logger = logging.getLogger("onedva")
 

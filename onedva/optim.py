@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from onedva.config import TrainConfig
 from onedva.distributed import placed_like, whole
 from onedva.muon import Muon
+from onedva.train_config import TrainConfig
 
 CLOSED_FORM = ("basis", "directions")
 HEADS = (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from onedva import flow, losses
 from onedva.alignment import AlignmentHeads, middle_features
-from onedva.config import OneDVAConfig, TrainConfig
+from onedva.config import OneDVAConfig
 from onedva.data import Batch
 from onedva.distributed import ALONE, World, mean_over
 from onedva.generation.model import LatentDiT
@@ -25,6 +25,7 @@ from onedva.generation.partial import predicted_latents
 from onedva.linear_start import ERROR_SCALE
 from onedva.model import HybridLatents, OneDVA, TrainingOutput, to_video
 from onedva.perceptual import LPIPS, Siglip
+from onedva.train_config import TrainConfig
 from onedva_runtime import placement
 
 CONTEXT_NOISE = 0.1  # the most noise on a source context frame: what was decoded before is never quite the source

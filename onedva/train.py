@@ -38,7 +38,7 @@ from onedva.checkpoint import (
     save_weights,
     write_whole,
 )
-from onedva.config import OneDVAConfig, TrainConfig
+from onedva.config import OneDVAConfig
 from onedva.data import Batch, Clip, ClipSampler, batches, load_clips
 from onedva.distributed import World, bf16_is_faster, end_world, mean_over, start_world, wait, whole, wrap
 from onedva.evaluate import as_json, evaluate, mean_by_length, reconstructions, strip
@@ -50,6 +50,7 @@ from onedva.optim import Optimizers, is_trained
 from onedva.perceptual import load_lpips, load_siglip
 from onedva.steps import TrainingStep
 from onedva.tracking import Tracker
+from onedva.train_config import TrainConfig
 
 logger = logging.getLogger("onedva")
 

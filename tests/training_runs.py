@@ -14,8 +14,9 @@ import torch
 
 from nano import random_transform
 from onedva import train as training
-from onedva.config import OneDVAConfig, TrainConfig
+from onedva.config import OneDVAConfig
 from onedva.model import OneDVA
+from onedva.train_config import TrainConfig
 
 QUICK: dict[str, Any] = {
     "frames": ((5, 1.0),),

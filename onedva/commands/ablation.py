@@ -52,8 +52,8 @@ def ablate(
     with needs_extra("train"):
         from onedva.ablations import ABLATIONS, ablate
         from onedva.checkpoint import load_model
-        from onedva.config import TrainConfig
         from onedva.config import preset as preset_named
+        from onedva.train_config import TrainConfig
 
     terminal = Terminal(quiet=quiet, as_json=json)
     terminal.start_logging()

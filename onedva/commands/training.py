@@ -18,7 +18,7 @@ from onedva.commands.options import Quiet
 from onedva_runtime.errors import OneDVAError
 
 if TYPE_CHECKING:
-    from onedva.config import TrainConfig
+    from onedva.train_config import TrainConfig
 
 __all__ = ["settings", "train"]
 
@@ -127,7 +127,9 @@ def train(
     save_every: Annotated[float | None, flag("--save-every", "Minutes between checkpoints.", "5.0", min=0)] = None,
     more: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other field of onedva.config.TrainConfig; repeatable."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any other field of onedva.train_config.TrainConfig; repeatable."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -169,7 +171,7 @@ def settings(flags: Mapping[str, Any], assignments: Sequence[str], *, output: Pa
 
     output: a run to go on with; in the same stage, its settings take the place of the stage's. Raises ValueError.
     """
-    from onedva.config import STAGES, TrainConfig
+    from onedva.train_config import STAGES, TrainConfig
 
     kinds = get_type_hints(TrainConfig)
     before: dict[str, Any] = {}

@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from onedva.config import HEAD_DIM, OptimizerName
+from onedva.config import HEAD_DIM
+from onedva.train_config import OptimizerName
 
 AnchorMode = Literal["fixed", "generated"]
 ANCHOR_CHANNELS = 3  # t, y, x of an anchor, where they are generated

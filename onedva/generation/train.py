@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from onedva.checkpoint import CONFIG, TRAINING, copy_into, load_training, part_of, save_training, write_whole
-from onedva.config import OneDVAConfig, TrainConfig
+from onedva.config import OneDVAConfig
 from onedva.distributed import bf16_is_faster, check_device
 from onedva.generation.checkpoint import copy_autoencoder, load_generator, save_generator
 from onedva.generation.config import GeneratorConfig, LatentTrainConfig
@@ -31,6 +31,7 @@ from onedva.generation.step import LatentStep, draw_step, load_texts, set_statis
 from onedva.optim import Optimizers
 from onedva.tracking import Tracker
 from onedva.train import update_average
+from onedva.train_config import TrainConfig
 
 __all__ = ["generator_config", "run"]
 

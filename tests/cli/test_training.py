@@ -17,7 +17,8 @@ from typer.testing import Result
 from onedva import train as training
 from onedva.cli import app
 from onedva.commands.training import parse, settings
-from onedva.config import STAGES, OneDVAConfig, TrainConfig, preset
+from onedva.config import OneDVAConfig, preset
+from onedva.train_config import STAGES, TrainConfig
 
 Run = Callable[..., Result]
 Refused = Callable[..., None]

@@ -18,8 +18,9 @@ from onedva.ablations import ABLATIONS, DECODE_STEPS, Ablation, Change, ablate
 from onedva.cli import app
 from onedva.commands.ablation import NAMES, ablation_tables
 from onedva.commands.tables import to_markdown
-from onedva.config import OneDVAConfig, TrainConfig, preset
+from onedva.config import OneDVAConfig, preset
 from onedva.model import OneDVA
+from onedva.train_config import TrainConfig
 
 QUICK = TrainConfig(
     steps=2,

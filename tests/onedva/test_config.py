@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from onedva.config import PRESETS, STAGES, OneDVAConfig, TrainConfig, preset
+from onedva.config import PRESETS, OneDVAConfig, preset
+from onedva.train_config import STAGES, TrainConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)

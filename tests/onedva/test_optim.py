@@ -10,10 +10,11 @@ import torch
 
 from onedva import train as training
 from onedva.alignment import AlignmentHeads
-from onedva.config import PRESETS, TrainConfig, preset
+from onedva.config import PRESETS, preset
 from onedva.model import OneDVA
 from onedva.optim import CLOSED_FORM, FINAL_RATE, HEADS, Optimizers, group_of, is_trained
 from onedva.steps import TrainingStep
+from onedva.train_config import TrainConfig
 
 IN_BLOCKS = re.compile(r"(encoder\.blocks|decoder\.(blocks|stem|latents_out))\.\d+\.((attention|mlp)\.)?\w+\.weight")
 EMBEDDINGS = ("queries", "offset", "kind", "slots", "absent_latents", "absent_structural", "class_in")

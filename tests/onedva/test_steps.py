@@ -14,12 +14,13 @@ from torch import Tensor
 from onedva import flow, losses, steps
 from onedva import train as training
 from onedva.alignment import AlignmentHeads
-from onedva.config import STAGES, OneDVAConfig
+from onedva.config import OneDVAConfig
 from onedva.data import Batch, ClipSampler
 from onedva.linear_start import ERROR_SCALE
 from onedva.model import OneDVA, to_video
 from onedva.optim import is_trained
 from onedva.steps import CONTEXT_NOISE, TrainingStep, batch_anchors, error_loss
+from onedva.train_config import STAGES
 from training_runs import quick_config
 
 

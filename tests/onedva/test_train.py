@@ -168,7 +168,7 @@ def test_each_stage_goes_on_from_any_other(first: str, tmp_path: Path, folder: P
 
 
 def training_stage(name: str) -> dict[str, Any]:
-    from onedva.config import STAGES
+    from onedva.train_config import STAGES
 
     return STAGES[name]
 

@@ -8,7 +8,6 @@ from generators import SIDE, nano_autoencoder, nano_generator
 from onedva import losses
 from onedva import train as training
 from onedva.checkpoint import load_model
-from onedva.config import STAGES, TrainConfig
 from onedva.generation.blockiness import edge_excess
 from onedva.generation.model import LatentDiT, Latents
 from onedva.generation.partial import predicted_latents
@@ -16,6 +15,7 @@ from onedva.generation.sample import generate_clip
 from onedva.generation.scenes import make_scene
 from onedva.model import to_video
 from onedva.sampler import Batch
+from onedva.train_config import STAGES, TrainConfig
 
 
 def post(**changes) -> TrainConfig:
