@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from onedva.allocator import keep_freed_memory
 from onedva.layers import Block, DiffusionBlock
 
 
@@ -47,6 +48,8 @@ def start_world(device: str | None = None) -> World:
     kind = check_device(device)
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    else:
+        keep_freed_memory()
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     return World(rank, size, torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind))

@@ -15,7 +15,8 @@ ROPE_PAIRS = (8, 12, 12)  # rotated pairs of a head's 64 channels that follow t,
 ROPE_BASE = 100.0  # longest wavelength ≈ 600 positions: frames up to 9600 pixels wide stay distinguishable
 RESOLUTION_FEATURES = 16
 TIME_CHANNELS = 64
-SHORT_SEQUENCE = 256  # keys up to which training on a CPU does without the fused attention kernel
+# keys up to which training on a CPU does without the fused attention kernel, whose backward pass is slow there
+SHORT_SEQUENCES = {torch.bfloat16: 640, torch.float32: 256}
 BLOCK_MODULATIONS = 6  # shift, scale, gate of attention and of MLP
 
 
@@ -88,9 +89,10 @@ class Attention(nn.Module):
         """softmax(q kᵀ / 8) v, heads joined again: (B, N, D), before the output projection."""
         # norms may leave float32 under autocast; one dtype keeps the fused kernel
         query, key = query.to(value.dtype), key.to(value.dtype)
-        if self.training and mask is None and query.device.type == "cpu" and key.shape[2] <= SHORT_SEQUENCE:
-            # short sequences: the fused kernel's backward pass takes three times as long as plain products there
-            seen = (query @ key.transpose(-1, -2) * HEAD_DIM**-0.5).softmax(dim=-1).to(value.dtype) @ value
+        short = key.shape[2] <= SHORT_SEQUENCES.get(value.dtype, 0)
+        if short and self.training and mask is None and query.device.type == "cpu":
+            scores = (query * HEAD_DIM**-0.5) @ key.transpose(-1, -2)  # a power of two: rounds nothing
+            seen = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
         else:
             seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return rearrange(seen, "b h n d -> b n (h d)")

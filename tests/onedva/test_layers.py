@@ -11,7 +11,7 @@ from torch import Tensor
 from onedva.layers import (
     ROPE_BASE,
     ROPE_PAIRS,
-    SHORT_SEQUENCE,
+    SHORT_SEQUENCES,
     Attention,
     Block,
     ResolutionTokens,
@@ -165,7 +165,7 @@ def test_no_block_starts_at_zero() -> None:
         assert not block.mlp.down.bias.any()
 
 
-@pytest.mark.parametrize("keys", [7, SHORT_SEQUENCE + 1])
+@pytest.mark.parametrize("keys", [7, SHORT_SEQUENCES[torch.float32] + 1])
 def test_training_short_sequences_attends_as_the_fused_kernel_does(keys: int) -> None:
     attention = Attention(128)
     query, value = torch.randn(2, 2, 5, 64, requires_grad=True), torch.randn(2, 2, keys, 64)
