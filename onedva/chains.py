@@ -122,7 +122,7 @@ def decode_chain(
         for index, start in enumerate(range(0, len(source) - 1, new)):
             video = to_video(torch.from_numpy(source[start : start + new + 1])[None]).to(device)
             is_key = torch.tensor([index == 0], device=device)
-            z = model.encode(video, tokens=tokens, is_key=is_key, fps=fps).latent_dist.mode()
+            z = model.encode(video, tokens=tokens, is_key=is_key, fps=fps, follow_camera=True).latent_dist.mode()
             generator = torch.Generator().manual_seed(seed + index)
             noise = torch.randn(video.shape, generator=generator).to(device)
             if index == 0:

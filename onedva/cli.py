@@ -27,6 +27,7 @@ from onedva.commands.options import (
     Batch,
     Device,
     Dtype,
+    FollowCamera,
     Force,
     Json,
     KeyframeInterval,
@@ -93,6 +94,7 @@ def encode(
     quantiser: Quantiser = 0.125,
     keyframe_interval: KeyframeInterval = 8,
     low_latency: LowLatency = False,
+    follow_camera: FollowCamera = True,
     raw: Annotated[
         str | None,
         typer.Option("--raw", metavar="WxH@FPS", help="IN is a pipe of bare RGB frames, as in 640x360@30000/1001."),
@@ -119,7 +121,13 @@ def encode(
 
     terminal = Terminal(quiet=quiet, as_json=json)
     choice = CodecChoice(model=model, backend=backend, dtype=dtype, device=device, threads=threads)
-    stream = StreamChoice(tokens=tokens, keyframe_interval=keyframe_interval, low_latency=low_latency, batch=batch)
+    stream = StreamChoice(
+        tokens=tokens,
+        keyframe_interval=keyframe_interval,
+        low_latency=low_latency,
+        follow_camera=follow_camera,
+        batch=batch,
+    )
     encode_file(
         source,
         target,

@@ -25,6 +25,7 @@ from onedva.evaluate import lengths_of
 from onedva.model import OneDVA, to_frames, to_video
 from onedva.policies import Curve, pooled, tokens_at
 from onedva_runtime import placement
+from onedva_runtime.camera import hold_still
 
 SMALLEST_ERROR = 1e-7  # of MSE relative to 255²: 70 dB; keeps logarithms finite where a blank clip comes back exactly
 SHARES = (0.25, 0.5)  # of the full length: the fixed lengths that policies are held against
@@ -65,7 +66,7 @@ def measure_curves(
         noise = torch.randn(video.shape, generator=torch.Generator().manual_seed(seed)).to(device)
         errors = []
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            posterior = model.encode(video, tokens=lengths[-1], fps=clip.fps).latent_dist
+            posterior = model.encode(video, tokens=lengths[-1], fps=clip.fps, follow_camera=True).latent_dist
             z = posterior.mode()
             for count in lengths:
                 decoded = to_frames(model.decode(z.thin(count), num_steps=steps, noise=noise).sample)[0]
@@ -77,7 +78,7 @@ def measure_curves(
                 lengths=np.array(lengths),
                 errors=np.maximum(errors, SMALLEST_ERROR),
                 predicted=predicted.cpu().numpy(),
-                detail=placement.detail_map(frames),
+                detail=placement.detail_map(frames if z.camera is None else hold_still(frames, z.camera[0].numpy())),
                 motion=motion_score(frames),
             )
         )

@@ -23,6 +23,7 @@ from onedva.decoder import Condition, Decoder
 from onedva.encoder import Encoder, EncoderOutput
 from onedva.transform import PatchTransform
 from onedva_runtime import placement
+from onedva_runtime.camera import camera_path
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class HybridLatents:
     is_key: Tensor  # (B,) bool
     resolution: Tensor  # (B, 4): padded frames, height, width, and frames/s
     size: tuple[int, int]  # (H, W) before padding; decoding crops back to it
+    camera: Tensor | None = None  # (B, T, 2) int64: where the scene is in each frame, if the clips were held still
 
     def thin(self, tokens: int) -> HybridLatents:
         """The same clips with only the first `tokens` 1D latents."""
@@ -50,6 +52,7 @@ class HybridPosterior:
     is_key: Tensor
     resolution: Tensor
     size: tuple[int, int]
+    camera: Tensor | None = None
 
     def mode(self) -> HybridLatents:
         """The means."""
@@ -64,7 +67,9 @@ class HybridPosterior:
         )
 
     def _latents(self, structural: Tensor, latents: Tensor) -> HybridLatents:
-        return HybridLatents(structural, latents, self.anchors, self.is_key, self.resolution, self.size)
+        return HybridLatents(
+            structural, latents, self.anchors, self.is_key, self.resolution, self.size, camera=self.camera
+        )
 
 
 def draw(mean: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -107,6 +112,7 @@ class OneDVA(nn.Module):
         anchors: Tensor | None = None,
         is_key: Tensor | None = None,
         fps: float = 24.0,
+        follow_camera: bool = False,
     ) -> EncodeOutput:
         """Posterior over the latents of a batch of clips.
 
@@ -114,7 +120,9 @@ class OneDVA(nn.Module):
         by edge replication).
         tokens: how many 1D latents; default all the model and the clip have. Rounded up to `config.length_multiple`.
         anchors: (B, K) int64 grid indices instead of the ones the detail map gives. is_key: (B,) bool, default all key.
-        Raises ValueError for other shapes, or for anchors that are not distinct positions of the grid.
+        follow_camera: turn clips whose camera moves until their scene stands still, where that pays, as the codec does;
+        the latents say by how much, and `decode` turns back. Raises ValueError for other shapes, or for anchors that
+        are not distinct positions of the grid.
         """
         if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
             raise ValueError(f"video must be float (B, 3, T, H, W), got {video.dtype} {tuple(video.shape)}")
@@ -125,13 +133,16 @@ class OneDVA(nn.Module):
             raise ValueError(f"a clip has up to {self.config.clip_frames} frames in this model, got {video.shape[2]}")
         if is_key is None:
             is_key = torch.ones(video.shape[0], dtype=torch.bool, device=video.device)
+        camera = camera_of(video) if follow_camera else None
+        if camera is not None:
+            video = turned(video, -camera)
         if anchors is None:
             anchors = self.anchors_of(video, tokens=tokens, is_key=is_key)
         else:
             check_anchors(anchors, grid=grid, queries=self.config.queries)
         resolution = torch.tensor([[*video.shape[2:], fps]], device=video.device).float().expand(video.shape[0], 4)
         output = self.encoder(video, resolution, is_key, anchors, self.transform)
-        return EncodeOutput(HybridPosterior(output, anchors, is_key, resolution, size))
+        return EncodeOutput(HybridPosterior(output, anchors, is_key, resolution, size, camera))
 
     def anchors_of(self, video: Tensor, *, tokens: int | None, is_key: Tensor) -> Tensor:
         """Anchors (B, K) that placement gives each clip of a padded video; K is shared and fits every clip."""
@@ -180,7 +191,7 @@ class OneDVA(nn.Module):
         if num_steps == 0:
             if not self.config.preview:
                 raise ValueError("this model has no preview: num_steps must be at least 1")
-            return DecodeOutput(crop(condition.preview, z.size))
+            return DecodeOutput(seen(condition.preview, z))
         times = flow.schedule(num_steps)
         shape = condition.preview.shape
         if noise is None:
@@ -193,6 +204,8 @@ class OneDVA(nn.Module):
             if context_frame is None:
                 raise ValueError("a continuation clip needs context_frame, the last frame decoded before it")
             given = pad_to_patches(context_frame[:, :, None])
+            if z.camera is not None:
+                given = turned(given, -z.camera[:, :1])
             start = torch.where(z.is_key[:, None, None, None, None], noise[:, :, :1], given)
             noise = torch.cat([start, noise[:, :, 1:]], dim=2)
         if num_steps > 1 and self.transform is not None and few_steps.in_coefficients(self.config):
@@ -201,7 +214,7 @@ class OneDVA(nn.Module):
             video = flow.euler(
                 lambda x, t: self.decoder.velocity(x, generated * t, condition, self.transform), noise, times
             )
-        return DecodeOutput(crop(video, z.size))
+        return DecodeOutput(seen(video, z))
 
     def forward(
         self,
@@ -249,8 +262,29 @@ def pad_to_patches(video: Tensor) -> Tensor:
     return F.pad(video, (0, width, 0, height, 0, 0), mode="replicate") if height or width else video
 
 
-def crop(video: Tensor, size: tuple[int, int]) -> Tensor:
-    return video[..., : size[0], : size[1]]
+def camera_of(video: Tensor) -> Tensor | None:
+    """The ways (B, T, 2) of the cameras of a batch of padded clips, zeros where one is not followed; None where none
+    is (`onedva_runtime.camera`)."""
+    paths = [camera_path(frames) for frames in to_frames(video)]
+    if all(path is None for path in paths):
+        return None
+    still = np.zeros((video.shape[2], 2), np.int16)
+    return torch.from_numpy(np.stack([still if path is None else path for path in paths])).long()
+
+
+def turned(video: Tensor, shifts: Tensor) -> Tensor:
+    """(B, 3, T, H, W), each frame moved down and right by its own shift (B, T, 2), around the edges."""
+    clips = [
+        torch.stack([frame.roll(shift, dims=(1, 2)) for frame, shift in zip(clip.unbind(1), way, strict=True)], dim=1)
+        for clip, way in zip(video, shifts.tolist(), strict=True)
+    ]
+    return torch.stack(clips)
+
+
+def seen(video: Tensor, z: HybridLatents) -> Tensor:
+    """A decoded video (B, 3, T, H, W) as it was before padding, its camera moving again."""
+    video = video if z.camera is None else turned(video, z.camera)
+    return video[..., : z.size[0], : z.size[1]]
 
 
 def to_video(frames: Tensor) -> Tensor:

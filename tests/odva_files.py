@@ -37,6 +37,7 @@ def make_packet(
     key: bool = True,
     times: bool = False,
     errors: bool = True,
+    camera: bool = False,
     structural: int = STRUCTURAL,
     latent: int = LATENT,
 ) -> Packet:
@@ -61,6 +62,7 @@ def make_packet(
         first_frame=first,
         timestamps=np.cumsum(random.integers(1, 3000, frames)) + 1001 * first if times else None,
         time_base=Fraction(1, 30000) if times else None,
+        camera=random.integers(-9, 9, (4 * grid[0] - 3, 2), np.int16) if camera else None,
         predicted_error=np.linspace(-3, -6, tokens, dtype=np.float32) if errors else None,
         model="ab" * 32,
     )

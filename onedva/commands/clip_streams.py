@@ -35,6 +35,8 @@ class StreamChoice:
     """Clips from one key clip to the next; 1: key clips only, 0: none but the first and those at cuts."""
     low_latency: bool = False
     """Clips of 5 frames, handed on as soon as they are there."""
+    follow_camera: bool = True
+    """See `VideoCodec.encode_clip`."""
     batch: int = 1
     """Clips per call of the backend."""
 
@@ -59,6 +61,7 @@ def encoded_clips(
         keyframe_interval=choice.keyframe_interval,
         clip_frames=5 if choice.low_latency else None,
         time_base=info.time_base,
+        follow_camera=choice.follow_camera,
         batch_size=choice.batch,
     )
     asked = parse_tokens(choice.tokens)

@@ -12,6 +12,7 @@ __all__ = [
     "Batch",
     "Device",
     "Dtype",
+    "FollowCamera",
     "Force",
     "Json",
     "KeyframeInterval",
@@ -34,6 +35,13 @@ KeyframeInterval = Annotated[
         "--keyframe-interval",
         min=0,
         help="Clips from one key clip, where a reader may start, to the next; 1: all, 0: only the first and at cuts.",
+    ),
+]
+FollowCamera = Annotated[
+    bool,
+    typer.Option(
+        "--follow-camera/--no-follow-camera",
+        help="Hold the scene still while it is encoded where the camera moves and that pays.",
     ),
 ]
 LowLatency = Annotated[

@@ -204,7 +204,7 @@ def _pytorch_decodes(
         for index, clip in enumerate(clips):
             shape = dict(zip(("frames", "height", "width"), clip.shape[:3], strict=True))
             noise = torch.from_numpy(gaussian(seed, first_frame=0, **shape))[None]
-            latents = model.encode(to_video(torch.from_numpy(clip)[None])).latent_dist.mode()
+            latents = model.encode(to_video(torch.from_numpy(clip)[None]), follow_camera=True).latent_dist.mode()
             for length in lengths:
                 decodes[length, index] = to_frames(model.decode(latents.thin(length), noise=noise).sample)[0]
     return decodes

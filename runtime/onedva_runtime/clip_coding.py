@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime.backends import Backend
+from onedva_runtime.camera import camera_path, follow, hold_still
 from onedva_runtime.clipper import Clip
 from onedva_runtime.errors import PacketError
 from onedva_runtime.graphs import OnTiming, decode_batch, encode_batch, timed
@@ -52,17 +53,25 @@ def encode_clips(
     limit: int,
     fps: float,
     time_base: Fraction | None = None,
+    follow_camera: bool = True,
     batch_size: int = 1,
 ) -> list[Packet]:
     """Encode clips of any sizes, lengths and kinds; packets come in their order.
 
     budget: latents as `parse_tokens` gives them, at most `limit`. fps: frames per second. time_base: seconds per tick
-    of the clips' time stamps. batch_size: most clips per run. Raises TypeError or ValueError for clips that the model
-    does not take.
+    of the clips' time stamps. follow_camera: see `VideoCodec.encode_clip`. batch_size: most clips per run. Raises
+    TypeError or ValueError for clips that the model does not take.
     """
     for clip in clips:
         check_clip(clip, engine.manifest)
-    coded = [clip.coded_frames for clip in clips]
+    coded = [pad_clip(clip.coded_frames) for clip in clips]
+    paths: list[npt.NDArray[np.int16] | None] = [None] * len(clips)
+    if follow_camera:
+        with timed(engine.on_timing, "camera"):
+            paths = [camera_path(frames) for frames in coded]
+            coded = [
+                frames if path is None else hold_still(frames, path) for frames, path in zip(coded, paths, strict=True)
+            ]
     with timed(engine.on_timing, "place"):
         anchors = [
             place_latents(frames, clip.is_key, budget, limit, engine.manifest)
@@ -73,7 +82,7 @@ def encode_clips(
     for batch in grouped(keys, batch_size):
         outputs = encode_batch(
             engine.backend,
-            np.stack([pad_clip(coded[i]) for i in batch]),
+            np.stack([coded[i] for i in batch]),
             np.stack([anchors[i] for i in batch]),
             [fps] * len(batch),
             is_key=[clips[i].is_key for i in batch],
@@ -96,6 +105,7 @@ def encode_clips(
                 first_frame=clip.first_frame,
                 timestamps=clip.timestamps,
                 time_base=None if clip.timestamps is None else time_base,
+                camera=paths[i],
                 predicted_error=error,
                 model=engine.manifest.model.fingerprint,
             )
@@ -144,7 +154,8 @@ def decode_packets(
             on_timing=engine.on_timing,
         )
         for row, (i, packet, skip) in enumerate(zip(batch, chosen, skipped, strict=True)):
-            clip = decoded[row, skip : skip + packet.frames, : packet.height, : packet.width]
+            frames = decoded[row] if packet.camera is None else follow(decoded[row], packet.camera)
+            clip = frames[skip : skip + packet.frames, : packet.height, : packet.width]
             context = None if packet.is_key or num_steps == 0 else context_frames[i]
             if context is None:
                 clips[i] = clip.copy()
@@ -172,4 +183,5 @@ def _padded_context(packet: Packet, context: Uint8 | None) -> Uint8 | None:
         return None
     if context is None:
         context = np.full((packet.height, packet.width, 3), 128, np.uint8)
-    return pad_clip(context[None])[0]
+    padded = pad_clip(context[None])
+    return padded[0] if packet.camera is None else hold_still(padded, packet.camera[:1])[0]

@@ -89,7 +89,7 @@ class VideoCodec:
         may use. dtype: what the backend computes in: "fp32", "fp16", "bf16" or "int8" where it and the machine have
         it, or "auto": the fastest that passes, measured the same way. streams: calls that run at once on a GPU.
         revision: the pinned revision of a hub id. limits: bounds on packets beside the bundle's own (max_pixels,
-        max_latents). on_timing: called as on_timing(stage, seconds) in the calling thread after place, encode,
+        max_latents). on_timing: called as on_timing(stage, seconds) in the calling thread after camera, place, encode,
         condition, noise, velocity, pack, soften, and decode, which is those of one step in one graph.
 
         Raises BundleError for a bundle that is missing or refused, BackendError for a backend that is unknown, not
@@ -178,6 +178,7 @@ class VideoCodec:
         fps: float = 24.0,
         first_frame: int = 0,
         context_frame: Frames | None = None,
+        follow_camera: bool = True,
     ) -> Packet:
         """Encode one clip.
 
@@ -186,13 +187,19 @@ class VideoCodec:
         detail), a count (rounded up to a multiple of 16 and capped at what the clip and the model hold; 0 is allowed),
         or "35dB" (the shortest predicted to reach it). fps: frames per second. first_frame: number of the clip's first
         frame in its video. context_frame: the source's frame
-        before the clip (H, W, 3) makes it a continuation clip, of one frame less at most. Raises TypeError or
-        ValueError.
+        before the clip (H, W, 3) makes it a continuation clip, of one frame less at most. follow_camera: where the
+        camera moves, turn the clip until its scene stands still, if that pays; the packet says by how much. Raises
+        TypeError or ValueError.
         """
-        contexts = [context_frame]
-        return self.encode_clips([frames], tokens=tokens, fps=fps, first_frames=[first_frame], context_frames=contexts)[
-            0
-        ]
+        (packet,) = self.encode_clips(
+            [frames],
+            tokens=tokens,
+            fps=fps,
+            first_frames=[first_frame],
+            context_frames=[context_frame],
+            follow_camera=follow_camera,
+        )
+        return packet
 
     def encode_clips(
         self,
@@ -203,6 +210,7 @@ class VideoCodec:
         fps: float = 24.0,
         first_frames: Sequence[int] | None = None,
         context_frames: Sequence[Frames | None] | None = None,
+        follow_camera: bool = True,
         batch_size: int = 8,
     ) -> list[Packet]:
         """Encode clips of any sizes, lengths and kinds, in batches of those that share size, length and number of
@@ -225,6 +233,7 @@ class VideoCodec:
             budget=parse_tokens(tokens),
             limit=self._token_limit(max_tokens),
             fps=check_fps(fps),
+            follow_camera=follow_camera,
             batch_size=check_integer("batch_size", batch_size, 1, 2**16),
         )
 
@@ -236,6 +245,7 @@ class VideoCodec:
         fps: float = 24.0,
         keyframe_interval: int = KEYFRAME_INTERVAL,
         cuts: bool = True,
+        follow_camera: bool = True,
         timestamps: npt.NDArray[np.int64] | None = None,
         time_base: Fraction | None = None,
         batch_size: int = 1,
@@ -246,7 +256,7 @@ class VideoCodec:
         keyframe_interval: clips from one key clip to the next; between them stand continuation clips, which go on from
         the frame before. 1: key clips only; 0: none but the first and those at cuts. cuts: end a clip where a scene
         ends, and begin the next with a key clip. timestamps: presentation time of each frame (T,) int64, rising, in
-        ticks of `time_base` seconds. The rest as `encode_clips`.
+        ticks of `time_base` seconds. The rest as `encode_clip` and `encode_clips`.
         """
         check_frames(frames)
         clipper = Clipper(
@@ -263,6 +273,7 @@ class VideoCodec:
             limit=self.max_tokens,
             fps=check_fps(fps),
             time_base=time_base,
+            follow_camera=follow_camera,
             batch_size=check_integer("batch_size", batch_size, 1, 2**16),
         )
         return [packet for packets in coded for packet in packets]
@@ -385,6 +396,7 @@ class VideoCodec:
         max_tokens: int | None = None,
         keyframe_interval: int = KEYFRAME_INTERVAL,
         cuts: bool = True,
+        follow_camera: bool = True,
         clip_frames: int | None = None,
         time_base: Fraction | None = None,
         batch_size: int = 1,
@@ -407,6 +419,7 @@ class VideoCodec:
             cuts=cuts,
             clip_frames=clip_frames,
             time_base=time_base,
+            follow_camera=follow_camera,
             batch_size=batch_size,
             deadline_ms=deadline_ms,
             on_report=on_report,

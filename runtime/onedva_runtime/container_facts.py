@@ -1,6 +1,6 @@
 """The facts of a packet: the first section of a PKT2 record's body (container_packet.py).
 
-0      1   flags: 1 key clip, 2 has time stamps, 4 has predicted errors, 8 a tile
+0      1   flags: 1 key clip, 2 has time stamps, 4 has predicted errors, 8 a tile, 16 its camera was followed
 1      2   frames that the clip brings
 3      4   number of the first of them in the video
 …      2   predicted error of the first latent alone, in 1/256, int16, if flagged
@@ -8,6 +8,8 @@
 …      8   time stamp of the first frame, int64, if flagged
 …      …   of each further frame, if flagged: how much the step from the frame before differs from the step
            before that one (0 before the first), as a varint: low seven bits first, zigzag
+…      …   of each frame that the model sees, if flagged: where the scene is, rows then columns, less where it was in
+           the frame before (0 before the first), as varints
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from itertools import pairwise
 import numpy as np
 
 from onedva_runtime.errors import Corrupt
+from onedva_runtime.packet import padded_frames
 
 __all__ = ["ERROR_SCALE", "Facts", "pack_facts", "rounded_error", "unpack_facts"]
 
 _FACTS, _TILE, _TIME, _ERROR = (struct.Struct(f) for f in ("<BHI", "<IIII", "<q", "<h"))
-_KEY, _TIMES, _ERRORS, _PART = 1, 2, 4, 8
+_KEY, _TIMES, _ERRORS, _PART, _CAMERA = 1, 2, 4, 8, 16
+_FARTHEST = 2**15 - 1  # pixels that fit `Packet.camera`
 ERROR_SCALE = 256  # of predicted errors, natural logs of the MSE, as whole numbers
 
 
@@ -39,6 +43,8 @@ class Facts:
     tile: tuple[int, int, int, int] | None
     """(top, left, height, width) in pixels; None where the packet is the whole frame."""
     timestamps: tuple[int, ...] | None
+    camera: tuple[tuple[int, int], ...] | None = None
+    """As in `Packet`."""
 
     @property
     def begins_clip(self) -> bool:
@@ -55,6 +61,7 @@ def pack_facts(facts: Facts) -> bytes:
     """The section."""
     flags = _KEY * facts.is_key + _TIMES * (facts.timestamps is not None)
     flags += _ERRORS * (facts.first_error is not None) + _PART * (facts.tile is not None)
+    flags += _CAMERA * (facts.camera is not None)
     parts = [_FACTS.pack(flags, facts.frames, facts.first_frame)]
     if facts.first_error is not None:
         parts.append(_ERROR.pack(round(facts.first_error * ERROR_SCALE)))
@@ -65,6 +72,9 @@ def pack_facts(facts: Facts) -> bytes:
         steps = [b - a for a, b in pairwise(times)]
         changes = [b - a for a, b in pairwise([0, *steps])]
         parts += [_TIME.pack(times[0]), b"".join(_varint(change) for change in changes)]
+    if facts.camera is not None:
+        steps = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise([(0, 0), *facts.camera])]
+        parts += [_varint(number) for step in steps for number in step]
     return b"".join(parts)
 
 
@@ -73,16 +83,18 @@ def unpack_facts(data: bytes) -> Facts:
     try:
         flags, frames, first_frame = _FACTS.unpack_from(data)
         at = _FACTS.size
-        first_error = tile = timestamps = None
+        first_error = tile = timestamps = camera = None
         if flags & _ERRORS:
             first_error, at = _ERROR.unpack_from(data, at)[0] / ERROR_SCALE, at + _ERROR.size
         if flags & _PART:
             tile, at = _TILE.unpack_from(data, at), at + _TILE.size
         if flags & _TIMES:
             timestamps, at = _unpack_times(data, at, frames)
+        if flags & _CAMERA:
+            camera, at = _unpack_camera(data, at, padded_frames(frames, is_key=bool(flags & _KEY)))
     except (struct.error, IndexError) as error:
         raise Corrupt("a packet's facts are cut off") from error
-    if flags > (_KEY | _TIMES | _ERRORS | _PART) or at != len(data) or frames == 0:
+    if flags > (_KEY | _TIMES | _ERRORS | _PART | _CAMERA) or at != len(data) or frames == 0:
         raise Corrupt("a packet's facts are damaged")
     if tile is not None and not (tile[2] and tile[3]):
         raise Corrupt("a tile without pixels")
@@ -93,6 +105,7 @@ def unpack_facts(data: bytes) -> Facts:
         first_error=first_error,
         tile=tile,
         timestamps=timestamps,
+        camera=camera,
     )
 
 
@@ -100,19 +113,36 @@ def _unpack_times(data: bytes, at: int, frames: int) -> tuple[tuple[int, ...], i
     times, step = [_TIME.unpack_from(data, at)[0]], 0
     at += _TIME.size
     for _ in range(frames - 1):
-        number = shift = 0
-        while data[at] & 128:
-            number |= (data[at] & 127) << shift
-            shift, at = shift + 7, at + 1
-            if shift > 63:
-                raise Corrupt("a time stamp is damaged")
-        number |= data[at] << shift
-        at += 1
-        step += (number >> 1) ^ -(number & 1)
+        change, at = _unpack_varint(data, at)
+        step += change
         times.append(times[-1] + step)
     if min(times) < -(1 << 63) or max(times) >= 1 << 63:
         raise Corrupt("a time stamp is out of range")
     return tuple(times), at
+
+
+def _unpack_camera(data: bytes, at: int, frames: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    path, y, x = list[tuple[int, int]](), 0, 0
+    for _ in range(frames):
+        down, at = _unpack_varint(data, at)
+        right, at = _unpack_varint(data, at)
+        y, x = y + down, x + right
+        if max(abs(y), abs(x)) > _FARTHEST:
+            raise Corrupt("a camera's way is out of range")
+        path.append((y, x))
+    return tuple(path), at
+
+
+def _unpack_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Inverse of `_varint`: the number, and where the next thing begins."""
+    number = shift = 0
+    while data[at] & 128:
+        number |= (data[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if shift > 63:
+            raise Corrupt("a packet's numbers are damaged")
+    number |= data[at] << shift
+    return (number >> 1) ^ -(number & 1), at + 1
 
 
 def _varint(number: int) -> bytes:

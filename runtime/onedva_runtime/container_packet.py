@@ -144,6 +144,7 @@ class Coded:
             first_frame=facts.first_frame,
             timestamps=None if facts.timestamps is None else np.array(facts.timestamps, np.int64),
             time_base=header.time_base,
+            camera=None if facts.camera is None else np.array(facts.camera, np.int16).reshape(-1, 2),
             predicted_error=self._errors(),
             model=header.model,
         )
@@ -206,6 +207,7 @@ def _encode(
         first_error=first,
         tile=None if packet.frame_size is None else (*packet.corner, packet.height, packet.width),
         timestamps=None if packet.timestamps is None else tuple(packet.timestamps.tolist()),
+        camera=None if packet.camera is None else tuple((y, x) for y, x in packet.camera.tolist()),
     )
     return Coded(facts=facts, structural=encoder.bytes(), segments=tuple(segments))
 

@@ -48,6 +48,7 @@ class StreamEncoder:
         cuts: bool,
         clip_frames: int | None,
         time_base: Fraction | None,
+        follow_camera: bool,
         batch_size: int,
         deadline_ms: float | None,
         on_report: Callable[[StreamReport], None] | None,
@@ -60,6 +61,7 @@ class StreamEncoder:
         check_timestamps(None, 0, time_base)
         most = engine.manifest.max_tokens
         self._engine, self._clip_frames, self._time_base = engine, length, time_base
+        self._follow_camera = follow_camera
         self._fps, self._budget = check_fps(fps), parse_tokens(tokens)
         self._limit = most if max_tokens is None else check_integer("max_tokens", max_tokens, 0, 2**31)
         interval = check_integer("keyframe_interval", keyframe_interval, 0, 2**31)
@@ -147,6 +149,7 @@ class StreamEncoder:
             limit=limit if limit < wanted else self._limit,
             fps=self._fps,
             time_base=self._time_base,
+            follow_camera=self._follow_camera,
             batch_size=self._batch_size,
         )
         now = time.perf_counter()

@@ -35,6 +35,7 @@ def encode_whole(
     limit: int,
     fps: float,
     time_base: Fraction | None = None,
+    follow_camera: bool = True,
     batch_size: int = 1,
 ) -> list[list[Packet]]:
     """Encode the clips of a video of one frame size, each to its packets. Options as `encode_clips`; clip_frames: of a
@@ -45,7 +46,14 @@ def encode_whole(
     tiles = plan_tiles(height, width, positions=positions_per_group(engine, clip_frames))
     parts = [part for clip in clips for part in split(clip, tiles)]
     packets = encode_clips(
-        engine, parts, budget=budget, limit=limit, fps=fps, time_base=time_base, batch_size=batch_size
+        engine,
+        parts,
+        budget=budget,
+        limit=limit,
+        fps=fps,
+        time_base=time_base,
+        follow_camera=follow_camera,
+        batch_size=batch_size,
     )
     return [packets[start : start + len(tiles)] for start in range(0, len(packets), len(tiles))]
 

@@ -1,5 +1,6 @@
 """OneDVA as its users call it: every kind of configuration, batches, sizes, posteriors, arguments."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -129,6 +130,36 @@ def test_anchors_come_from_the_detail_map(random_model, make_video) -> None:
         assert z.anchors[0].tolist() == placement.place(detail, longest, is_key=key).tolist()
     fixed = random_model(anchors="fixed", clip_frames=9).encode(video, tokens=20).latent_dist.mode()
     assert fixed.anchors[0].tolist() == placement.fixed_anchors((3, 3, 4), 32).tolist()
+
+
+def test_a_moving_camera_is_followed(random_model, make_video) -> None:
+    model, picture = random_model(), torch.rand(3, 96, 96, generator=seeded()) * 2 - 1
+    picture = torch.nn.functional.avg_pool2d(picture[None], 5, stride=1, padding=2)[0]
+    panned = torch.stack([picture[:, : 64 + 1, 3 * t : 3 * t + 72] for t in range(5)], dim=1)  # the scene goes left
+    still = picture[:, None, : 64 + 1, :72].expand(-1, 5, -1, -1)
+    z = model.encode(torch.stack([panned, still]), tokens=16, follow_camera=True).latent_dist.mode()
+    assert z.camera is not None
+    assert z.camera.tolist() == [[[0, -3 * t + 6] for t in range(5)], [[0, 0]] * 5]
+    assert z.thin(0).camera is z.camera
+    held = model.encode(torch.stack([still, still]), tokens=16, follow_camera=True).latent_dist.mode()
+    assert held.camera is None
+    noise = torch.randn(2, 3, 5, 80, 80, generator=seeded())
+    turned = model.decode(z, noise=noise).sample
+    assert turned.shape == (2, 3, 5, 65, 72)
+    plain = model.decode(dataclasses.replace(z, camera=None, size=(80, 80)), noise=noise).sample
+    for t in range(5):
+        expected = plain[0, :, t].roll(-3 * t + 6, dims=2)[:, :65, :72]
+        torch.testing.assert_close(turned[0, :, t], expected)
+    torch.testing.assert_close(turned[1], plain[1, ..., :65, :72])
+
+
+def test_a_context_frame_is_turned_with_its_clip(random_model, make_video) -> None:
+    model, video = random_model(), make_video(1, 5, 32, 48)
+    z = model.encode(video, tokens=16, is_key=torch.zeros(1, dtype=torch.bool)).latent_dist.mode()
+    z = dataclasses.replace(z, camera=torch.tensor([[[2, -7], [1, -3], [0, 0], [0, 4], [0, 9]]]))
+    noise = torch.randn(video.shape, generator=seeded())
+    decoded = model.decode(z, num_steps=2, noise=noise, context_frame=video[:, :, 0]).sample
+    torch.testing.assert_close(decoded[:, :, 0], video[:, :, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_lengths_are_rounded_up_and_capped(random_model, make_video) -> None:

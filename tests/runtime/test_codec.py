@@ -166,7 +166,7 @@ def test_stages_are_timed_for_whoever_asks(fake_bundle: Path) -> None:
     seen: dict[str, float] = {}
     codec = VideoCodec.from_pretrained(fake_bundle, on_timing=seen.__setitem__)
     codec.decode_clip(codec.encode_clip(video(5)))
-    assert list(seen) == ["place", "encode", "condition", "noise", "velocity", "pack"]
+    assert list(seen) == ["camera", "place", "encode", "condition", "noise", "velocity", "pack"]
     assert all(seconds > 0 for seconds in seen.values())
 
 

@@ -67,13 +67,13 @@ clips = st.lists(st.tuples(st.integers(1, 16), st.integers(0, 80)), min_size=1, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(clips, st.booleans(), st.booleans(), st.integers(1, 70), st.integers(1, 70))
+@given(clips, st.booleans(), st.booleans(), st.booleans(), st.integers(1, 70), st.integers(1, 70))
 def test_what_goes_in_comes_out_and_twice_is_the_same(
-    lengths: list[tuple[int, int]], times: bool, errors: bool, height: int, width: int
+    lengths: list[tuple[int, int]], times: bool, errors: bool, camera: bool, height: int, width: int
 ) -> None:
     columns = -(-height // 16) * -(-width // 16)
     fitting = [(frames, min(tokens, columns * -(-frames // 4))) for frames, tokens in lengths]
-    packets = make_video(fitting, times=times, errors=errors, height=height, width=width)
+    packets = make_video(fitting, times=times, errors=errors, camera=camera, height=height, width=width)
     quantiser = make_quantiser()
     data = as_bytes(packets, colour="bt601, limited")
     once = load_packets(io.BytesIO(data))

@@ -33,7 +33,7 @@ class TritonPythonModel:
         clip = Clip(frames=frames, first_frame=first, context_frame=context_frame)
         limit = self._engine.manifest.max_tokens
         budget = None if tokens < 0 else tokens
-        (packet,) = encode_clips(self._engine, [clip], budget=budget, limit=limit, fps=fps)
+        (packet,) = encode_clips(self._engine, [clip], budget=budget, limit=limit, fps=fps, follow_camera=False)
         return {
             "structural": packet.structural,
             "latents": packet.latents,

@@ -1,0 +1,125 @@
+"""A moving camera: its way is found, the scene is held still without losing a pixel, and clips come back better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from onedva_runtime import VideoCodec
+from onedva_runtime.camera import camera_path, follow, hold_still
+from onedva_runtime.container import load_packets, save_packets
+from onedva_runtime.errors import PacketError
+from onedva_runtime.metrics import psnr
+
+Frames = NDArray[np.uint8]
+
+
+def scenery(height: int, width: int, *, seed: int = 0) -> Frames:
+    """A picture (H, W, 3) with detail of several sizes."""
+    random = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3))
+    for size in (4, 8, 32):
+        coarse = np.kron(random.normal(size=(height // size + 3, width // size + 3, 3)), np.ones((size, size, 1)))
+        for axis in (0, 1):  # from blocks to slopes
+            coarse = np.mean([np.roll(coarse, shift, axis) for shift in range(size)], axis=0)
+        picture += size**0.5 * coarse[size : size + height, size : size + width]
+    return np.clip(128 + 16 * picture, 0, 255).astype(np.uint8)
+
+
+def pan(frames: int = 17, height: int = 128, width: int = 160, *, down: float = 1.5, right: float = -2.5) -> Frames:
+    """The scene moves by so many pixels a frame."""
+    way = np.rint(np.arange(frames)[:, None] * (down, right)).astype(int)
+    margin = np.abs(way).max()
+    picture = scenery(height + 2 * margin, width + 2 * margin)
+    return np.stack([picture[margin - y : margin - y + height, margin - x : margin - x + width] for y, x in way])
+
+
+@pytest.mark.parametrize(("down", "right"), [(0.0, 3.0), (1.5, -2.5), (-4.0, 0.6)])
+def test_the_way_of_a_pan_is_found(down: float, right: float) -> None:
+    path = camera_path(pan(down=down, right=right))
+    assert path is not None and path.dtype == np.int16 and path.shape == (17, 2)
+    expected = np.rint(np.arange(17)[:, None] * (down, right))
+    assert np.abs(path - (expected - expected[8])).max() <= 1
+    assert not path[8].any()
+
+
+def test_what_is_held_still_stands_still_and_follows_back_exactly() -> None:
+    frames = pan(down=0, right=3)
+    path = camera_path(frames)
+    assert path is not None
+    held = hold_still(frames, path)
+    assert (held[:, :, 32:-32] == held[8, :, 32:-32]).all()
+    np.testing.assert_array_equal(follow(held, path), frames)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 272), (272, 128), (240, 256)])
+def test_sizes_of_frames_and_tiles(height: int, width: int) -> None:
+    path = camera_path(pan(height=height, width=width, down=1, right=1))
+    assert path is not None and np.abs(path - (np.arange(17)[:, None] - 8)).max() <= 1
+
+
+def test_where_no_camera_moves_nothing_is_done() -> None:
+    random = np.random.default_rng(0)
+    still = np.repeat(scenery(128, 128)[None], 17, axis=0)
+    assert camera_path(still) is None
+    walker = still.copy()
+    figure = scenery(48, 32, seed=1)
+    for number, frame in enumerate(walker):
+        frame[40:88, 4 * number : 4 * number + 32] = figure
+    assert camera_path(walker) is None
+    grain = np.clip(still + random.normal(0, 12, still.shape), 0, 255).astype(np.uint8)
+    assert camera_path(grain) is None
+    assert camera_path(random.integers(0, 256, (17, 128, 128, 3), np.uint8)) is None
+    assert camera_path(np.full((17, 128, 128, 3), 90, np.uint8)) is None
+
+
+def test_too_little_to_look_at_and_too_fast_to_follow() -> None:
+    frames = pan()
+    assert camera_path(frames[:2]) is None and camera_path(frames[:, :48]) is None
+    assert camera_path(pan(down=0, right=11)) is None  # 88 pixels each way, of 160
+
+
+@pytest.fixture(scope="module")
+def tiny() -> VideoCodec:
+    return VideoCodec.from_pretrained("tiny", backend="onnxruntime", dtype="fp32")
+
+
+def test_a_pan_comes_back_better(tiny: VideoCodec) -> None:
+    frames = pan(height=120, width=150)  # padded in both directions
+    followed, plain = (tiny.encode_clip(frames, tokens=32, follow_camera=choice) for choice in (True, False))
+    assert followed.camera is not None and plain.camera is None
+    better, worse = (psnr(frames, tiny.decode_clip(packet)) for packet in (followed, plain))
+    assert better > worse + 2
+    preview = psnr(frames, tiny.decode_clip(followed, num_steps=0))
+    assert preview > worse + 2
+
+
+def test_a_video_in_clips_that_go_on(tiny: VideoCodec, tmp_path: Path) -> None:
+    frames = pan(frames=40, height=96, width=112, down=0, right=1.5)
+    packets = tiny.encode(frames, tokens=16)
+    assert [packet.is_key for packet in packets] == [True, False, False]
+    assert all(packet.camera is not None for packet in packets[:2])
+    plain = tiny.encode(frames, tokens=16, follow_camera=False)
+    decoded = tiny.decode(packets)
+    assert psnr(frames, decoded) > psnr(frames, tiny.decode(plain)) + 1
+    with tiny.open_encoder(tokens=16) as encoder:
+        streamed = [*encoder.push(frames), *encoder.flush()]
+    for packet, other in zip(packets, streamed, strict=True):
+        np.testing.assert_array_equal(packet.camera, other.camera)
+    save_packets(tmp_path / "pan.odva", packets, quantiser=tiny.quantiser())
+    loaded = load_packets(tmp_path / "pan.odva").packets
+    for packet, other in zip(packets, loaded, strict=True):
+        np.testing.assert_array_equal(packet.camera, other.camera)
+    assert psnr(decoded, tiny.decode(loaded)) > 35
+
+
+def test_steps_follow_too(tiny: VideoCodec) -> None:
+    frames = pan()
+    packet = tiny.encode_clip(frames, tokens=64)
+    assert psnr(frames, tiny.decode_clip(packet, num_steps=4)) > psnr(frames, tiny.decode_clip(packet)) - 3
+    with pytest.raises(PacketError, match="camera must be"):
+        tiny.decode_clip(replace(packet, camera=np.zeros((3, 2), np.int16)))
