@@ -14,13 +14,12 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 #include "arithmetic.h"
 #include "clones.h"
 #include "detail.h"
+#include "resample.h"
+#include "share.h"
 #if defined(ONEDVA_CUDA)
 #include "kernels.h"
 #endif
@@ -32,6 +31,7 @@ namespace {
 using onedva::kChannels;
 using onedva::kTableSize;
 using onedva::level;
+using onedva::share;
 // Pixels per inner loop: long enough to fill vector registers, short enough that the indices stay in the L1 cache.
 constexpr std::size_t kBlock = 512;
 
@@ -66,24 +66,6 @@ struct Noise {
         }
     }
 };
-
-// Calls work(first, last) for equal shares of [0, count) on `threads` threads, this one among them.
-template <typename Work>
-void share(std::size_t count, std::size_t threads, const Work& work) {
-    threads = std::clamp<std::size_t>(threads, 1, std::max<std::size_t>(count, 1));
-    std::vector<std::thread> helpers;
-    helpers.reserve(threads - 1);
-    std::size_t begun = 1;
-    try {
-        for (; begun < threads; ++begun)
-            helpers.emplace_back(
-                [&work, count, threads, i = begun] { work(count * i / threads, count * (i + 1) / threads); });
-    } catch (const std::system_error&) {  // containers bound how many threads there may be: the rest is done here
-    }
-    work(0, count / threads);
-    if (begun < threads) work(count * begun / threads, count);
-    for (std::thread& helper : helpers) helper.join();
-}
 
 ONEDVA_CLONES void update_range(float* __restrict video, const float* __restrict velocity, float dt, std::size_t first,
                                 std::size_t last) {
@@ -249,6 +231,7 @@ NB_MODULE(_sampler, module) {
                nb::arg("velocity").noconvert().none(), nb::arg("dt"), nb::arg("threads"),
                "Packs video, or video + dt * velocity, into uint8 frames; releases the GIL.");
     bind_detail(module);
+    bind_resample(module);
 #if defined(ONEDVA_CUDA)
     define_cuda(module);
     module.attr("has_cuda") = true;

@@ -8,6 +8,7 @@ video = model.decode(z, num_steps=1).sample
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onedva import few_steps, flow
@@ -23,7 +25,9 @@ from onedva.decoder import Condition, Decoder
 from onedva.encoder import Encoder, EncoderOutput
 from onedva.transform import PatchTransform
 from onedva_runtime import placement
-from onedva_runtime.camera import camera_path
+from onedva_runtime.camera import camera_path, follow, hold_still
+
+Uint8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class HybridLatents:
     is_key: Tensor  # (B,) bool
     resolution: Tensor  # (B, 4): padded frames, height, width, and frames/s
     size: tuple[int, int]  # (H, W) before padding; decoding crops back to it
-    camera: Tensor | None = None  # (B, T, 2) int64: where the scene is in each frame, if the clips were held still
+    camera: Tensor | None = None  # (B, T, 2) int16 on the CPU: as in a packet, if a clip was held still
 
     def thin(self, tokens: int) -> HybridLatents:
         """The same clips with only the first `tokens` 1D latents."""
@@ -121,8 +125,8 @@ class OneDVA(nn.Module):
         tokens: how many 1D latents; default all the model and the clip have. Rounded up to `config.length_multiple`.
         anchors: (B, K) int64 grid indices instead of the ones the detail map gives. is_key: (B,) bool, default all key.
         follow_camera: turn clips whose camera moves until their scene stands still, where that pays, as the codec does;
-        the latents say by how much, and `decode` turns back. Raises ValueError for other shapes, or for anchors that
-        are not distinct positions of the grid.
+        the latents say by how much, and `decode` turns back; both round such clips to 8 bits. Raises ValueError for
+        other shapes, or for anchors that are not distinct positions of the grid.
         """
         if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
             raise ValueError(f"video must be float (B, 3, T, H, W), got {video.dtype} {tuple(video.shape)}")
@@ -135,7 +139,7 @@ class OneDVA(nn.Module):
             is_key = torch.ones(video.shape[0], dtype=torch.bool, device=video.device)
         camera = camera_of(video) if follow_camera else None
         if camera is not None:
-            video = turned(video, -camera)
+            video = turned(video, camera, hold_still)
         if anchors is None:
             anchors = self.anchors_of(video, tokens=tokens, is_key=is_key)
         else:
@@ -205,7 +209,7 @@ class OneDVA(nn.Module):
                 raise ValueError("a continuation clip needs context_frame, the last frame decoded before it")
             given = pad_to_patches(context_frame[:, :, None])
             if z.camera is not None:
-                given = turned(given, -z.camera[:, :1])
+                given = turned(given, z.camera[:, :1], hold_still)
             start = torch.where(z.is_key[:, None, None, None, None], noise[:, :, :1], given)
             noise = torch.cat([start, noise[:, :, 1:]], dim=2)
         if num_steps > 1 and self.transform is not None and few_steps.in_coefficients(self.config):
@@ -269,21 +273,21 @@ def camera_of(video: Tensor) -> Tensor | None:
     if all(path is None for path in paths):
         return None
     still = np.zeros((video.shape[2], 2), np.int16)
-    return torch.from_numpy(np.stack([still if path is None else path for path in paths])).long()
+    return torch.from_numpy(np.stack([still if path is None else path for path in paths]))
 
 
-def turned(video: Tensor, shifts: Tensor) -> Tensor:
-    """(B, 3, T, H, W), each frame moved down and right by its own shift (B, T, 2), around the edges."""
+def turned(video: Tensor, camera: Tensor, turn: Callable[[Uint8, NDArray[np.int16]], Uint8]) -> Tensor:
+    """A video (B, 3, T, H, W), each clip turned by its camera (B, T, 2) as the codec does, so rounded to 8 bits."""
     clips = [
-        torch.stack([frame.roll(shift, dims=(1, 2)) for frame, shift in zip(clip.unbind(1), way, strict=True)], dim=1)
-        for clip, way in zip(video, shifts.tolist(), strict=True)
+        to_video(torch.from_numpy(turn(frames, path))[None])[0] if path.any() else clip.float()
+        for frames, path, clip in zip(to_frames(video), camera.numpy(), video.cpu(), strict=True)
     ]
-    return torch.stack(clips)
+    return torch.stack(clips).to(video.device)
 
 
 def seen(video: Tensor, z: HybridLatents) -> Tensor:
     """A decoded video (B, 3, T, H, W) as it was before padding, its camera moving again."""
-    video = video if z.camera is None else turned(video, z.camera)
+    video = video if z.camera is None else turned(video, z.camera, follow)
     return video[..., : z.size[0], : z.size[1]]
 
 

@@ -2,80 +2,145 @@
 
 Latents of a column describe what one place of the picture does over a clip. What a pan moves through the picture is
 new in every column, although nothing happened. So a clip whose camera moves is turned, frame by frame, until its scene
-stands still; what leaves at one edge comes in at the opposite one, so nothing is lost and the way back is exact. The
-way of the camera, two whole numbers a frame, goes with the latents.
+stands still; what leaves at one edge comes in at the opposite one, so nothing is lost. The way of the camera, in
+eighths of a pixel, goes with the latents. By whole pixels the way back is exact; fractions go through long filters,
+forth and back within 45 to 60 dB.
 
 The way is found by phase correlation of frames that follow each other (Kuglin & Hines, "The phase correlation image
-alignment method", 1975) and then refined against the mean of the frames. It is used only where it pays: energies along
-time must fall.
+alignment method", 1975) and then refined against the mean of the frames (Lucas & Kanade, "An iterative image
+registration technique", 1981). It is used only where it pays: energies along time must fall.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["camera_path", "follow", "hold_still"]
+from onedva_runtime.backends import usable_cores
+from onedva_runtime.noise import native
+
+__all__ = ["PARTS", "camera_path", "follow", "hold_still", "reference_resample"]
 
 Uint8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.floating]
 Path = npt.NDArray[np.int16]
-Value = TypeVar("Value", bound=np.generic)
+
+PARTS = 8  # of a pixel that a way is told in
+REACH = 8  # pixels on each side that a fraction of a pixel is made of
+SHARPNESS = 3.0  # of Kaiser's window over them
 
 LOOKED_AT = 64  # pixels of the longer side of the pictures that are correlated
 LEAST_SIDE, LEAST_FRAMES = 64, 3  # of a clip that is looked at: below, a scene and its edges cannot be told apart
+LEAST_WAY = 0.5  # pixels: slower drift is what directions along time are good at
 BLUR = 0.5  # variance in pixels² of the peak that a shift is read from
 MARGIN = 8  # pixels at the edges that refining leaves out: they hold what came in at the other side
-ROUNDS = 2
+ROUNDS = 4
 BLOCK = 16
 FLOOR = 4.0  # levels²: energy of a block that is noise anyway
 # natural log, of the energy along time (mean over blocks) and of the change from frame to frame together: over 84 real
-# clips, no way that saves as much costs more than 0.1 dB, and most ways that save less cost
-LEAST_GAIN = 0.25
+# clips, hardly a way that saves as much costs anything, and most ways that save less do
+LEAST_GAIN = 0.4
+HOPE = 0.15  # how much worse a way may be before it is refined
+EXACT = 0.05  # what fractions of a pixel must gain over whole ones, which lose nothing
 
 
 def camera_path(frames: Uint8) -> Path | None:
-    """Where the scene is in each frame of a clip, (T, 2) rows and columns (down and right), 0 in the middle frame; None
-    where the camera does not move, or following it would not pay.
+    """Where the scene is in each frame of a clip, (T, 2) in eighths of a pixel, down and right, 0 in the middle frame;
+    None where the camera does not move, or following it would not pay.
 
     frames: (T, H, W, 3). At most half a picture away.
     """
     count, height, width, _ = frames.shape
     if count < LEAST_FRAMES or min(height, width) < LEAST_SIDE:
         return None
-    green = np.ascontiguousarray(frames[..., 1])
+    green = np.ascontiguousarray(frames[..., 1:2])
     step = max(1, round(max(height, width) / LOOKED_AT))
-    path = _rounded(step * _steps(_shrunk(green, step)), height, width)
-    if path is None:
+    steps = step * _steps(_shrunk(green[..., 0], step))
+    way = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+    if np.ptp(way, axis=0).max() < LEAST_WAY or _too_far(way, height, width):
         return None
     before = _restlessness(green)
-    still = hold_still(green, path)
-    if _restlessness(still) > before:  # refining finds whole pixels, not another way
+    if _restlessness(hold_still(green, _path(way))) > before + HOPE:
         return None
-    path = _refined(path, still.astype(np.float32))
-    path -= path[count // 2]
-    return path if path.any() and _restlessness(hold_still(green, path)) < before - LEAST_GAIN else None
+    way = _refined(way, green)
+    if _too_far(way, height, width):
+        return None
+    exact, fine = _path(way), _path(way, whole=False)
+    saved_by = [before - _restlessness(hold_still(green, path)) for path in (exact, fine)]
+    path, saved = (exact, saved_by[0]) if saved_by[0] > saved_by[1] - EXACT else (fine, saved_by[1])
+    return path if saved > LEAST_GAIN and path.any() else None
 
 
-def hold_still(frames: npt.NDArray[Value], path: Path) -> npt.NDArray[Value]:
-    """Frames (T, H, W, …) turned so that the scene stays where it is in the middle frame."""
-    return _rolled(frames, -path.astype(np.int64))
+def hold_still(frames: Uint8, path: Path) -> Uint8:
+    """Frames (T, H, W, C) turned so that the scene stays where it is in the middle frame."""
+    whole, rest = _split(path)
+    return _rolled(_resampled(frames, rest), -whole)
 
 
-def follow(frames: npt.NDArray[Value], path: Path) -> npt.NDArray[Value]:
-    """Inverse of `hold_still`."""
-    return _rolled(frames, path.astype(np.int64))
+def follow(frames: Uint8, path: Path) -> Uint8:
+    """Inverse of `hold_still`: exact for ways of whole pixels."""
+    whole, rest = _split(path)
+    return _resampled(_rolled(frames, whole), -rest)
 
 
-def _rolled(frames: npt.NDArray[Value], shifts: npt.NDArray[np.int64]) -> npt.NDArray[Value]:
-    """Each frame by its own shift (T, 2), around the edges."""
+def _split(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """A way as whole pixels and the eighths that are left, -4 to 3."""
+    whole = (path.astype(np.int64) + PARTS // 2) // PARTS
+    return whole, path - PARTS * whole
+
+
+def _rolled(frames: Uint8, shifts: npt.NDArray[np.int64]) -> Uint8:
+    """Each frame by its own shift (T, 2) in pixels, around the edges."""
     out = np.empty_like(frames)
     for target, frame, (down, right) in zip(out, frames, shifts.tolist(), strict=True):
         target[:] = np.roll(frame, (down, right), (0, 1))
     return out
+
+
+def _resampled(frames: Uint8, parts: npt.NDArray[np.int64]) -> Uint8:
+    """Each frame (H, W, C) as it is so many eighths of a pixel (T, 2) further down and right; mirrored at its edges."""
+    if not parts.any():
+        return frames
+    module, filters = native(), _FILTERS[parts + PARTS // 2]
+    if module is None:
+        return reference_resample(frames, filters)
+    out = np.empty_like(frames, order="C")
+    module.resample(out, np.ascontiguousarray(frames), filters, usable_cores())
+    return out
+
+
+def reference_resample(frames: Uint8, filters: Float32) -> Uint8:
+    """What the C++ does, in NumPy: filters (T, 2, 17) of each frame (T, H, W, C), along columns and along rows."""
+    out = np.empty_like(frames)
+    for target, frame, (down, right) in zip(out, frames, filters, strict=True):
+        values = _filtered(frame.astype(np.float32), right, axis=1)
+        values = _filtered(values, down, axis=0)
+        target[:] = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return out
+
+
+def _filtered(values: Float32, taps: Float32, *, axis: int) -> Float32:
+    """The sum of 17 places times `taps`, in their order."""
+    padding = [(REACH, REACH) if a == axis else (0, 0) for a in range(3)]
+    wide, length = np.pad(values, padding, mode="symmetric"), values.shape[axis]
+    total = np.zeros_like(values)
+    for start, tap in enumerate(taps):
+        total += tap * np.take(wide, range(start, start + length), axis=axis)
+    return total
+
+
+def _filters() -> Float32:
+    """Windowed sincs (9, 17) that read a line -4, …, 4 eighths of a pixel further on; of 0, it is left as it is."""
+    places = np.arange(-REACH, REACH + 1)
+    parts = np.arange(-PARTS // 2, PARTS // 2 + 1)[:, None] / PARTS
+    away = places - parts
+    window = np.i0(SHARPNESS * np.sqrt(np.maximum(0, 1 - (away / (REACH + 0.5)) ** 2)))
+    taps = np.where(parts == 0, places == 0, np.sinc(away) * window)
+    return (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+_FILTERS = _filters()
 
 
 def _shrunk(pictures: Uint8, step: int) -> Float32:
@@ -115,50 +180,44 @@ def _steps(pictures: Float32) -> Floats:
     return np.stack([signed[0] + down, signed[1] + right], axis=1)
 
 
-def _rounded(steps: Floats, height: int, width: int) -> Path | None:
-    """The way of whole pixels, 0 in the middle frame; None where that is no way, or goes too far."""
-    way = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    way = np.rint(way - way[len(way) // 2])
-    if not way.any() or (np.abs(way) > np.array([height // 2 - MARGIN, width // 2 - MARGIN])).any():
-        return None
-    return way.astype(np.int16)
+def _path(way: Floats, *, whole: bool = True) -> Path:
+    """A way in pixels as it is told, 0 in the middle frame, by whole pixels or by eighths."""
+    way = way - way[len(way) // 2]
+    return (PARTS * np.rint(way) if whole else np.rint(PARTS * way)).astype(np.int16)
 
 
-def _refined(path: Path, still: Float32) -> Path:
-    """The way, each frame moved by up to one pixel a round to where it is closest to the mean of all others.
+def _too_far(way: Floats, height: int, width: int) -> bool:
+    """Whether a way leads further than half a picture from the middle frame, or nowhere that can be told."""
+    distance = np.abs(way - way[len(way) // 2])
+    return not bool((distance <= (height // 2 - MARGIN, width // 2 - MARGIN)).all())
 
-    still: (T, H, W) as `path` holds them, changed.
-    """
-    path, total = path.copy(), still.sum(axis=0)
-    count, height, width = still.shape
-    inside = np.s_[MARGIN : height - MARGIN : 2, MARGIN : width - MARGIN]
-    shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+
+def _refined(way: Floats, green: Uint8) -> Floats:
+    """The way in pixels that brings all frames (T, H, W, 1) closest to their mean: Gauss-Newton steps on each frame's
+    shift. Pixels where something moves by itself count less."""
+    height, width = green.shape[1:3]
+    inside = np.s_[:, MARGIN : height - MARGIN : 2, MARGIN : width - MARGIN]
+    way = way - way[len(way) // 2]
     for _ in range(ROUNDS):
-        moved = False
-        for number in range(count):
-            others = ((total - still[number]) / (count - 1))[inside]
-            errors = []
-            for down, right in shifts:
-                rows = slice(MARGIN + down, height - MARGIN + down, 2)
-                difference = still[number, rows, MARGIN + right : width - MARGIN + right] - others
-                errors.append(float(np.vdot(difference, difference)))
-            best = shifts[int(np.argmin(errors))]
-            if best != (0, 0):
-                turned = np.roll(still[number], (-best[0], -best[1]), (0, 1))
-                total += turned - still[number]
-                still[number], moved = turned, True
-                path[number] += np.array(best, np.int16)
-        if not moved:
-            break
-    return path
+        still = hold_still(green, _path(way, whole=False))[..., 0]
+        mean = still.mean(axis=0, dtype=np.float32)
+        slopes = [slope[None][inside][0] for slope in np.gradient(mean)]
+        errors = still[inside].astype(np.float32) - mean[None][inside]
+        weight = 1 / (np.einsum("thw,thw->hw", errors, errors) / len(errors) + FLOOR)
+        pulls = np.stack([slope * weight for slope in slopes])
+        matrix = np.array([[np.vdot(pull, slope) for slope in slopes] for pull in pulls])
+        matrix += (1e-3 * np.trace(matrix) + 1e-9) * np.eye(2)
+        forces = np.einsum("ahw,thw->ta", pulls, errors)
+        way = way - np.clip(np.linalg.solve(matrix, forces.T).T, -1, 1)
+    return way
 
 
-def _restlessness(pictures: npt.NDArray[np.generic]) -> float:
-    """Natural log of what happens along time in pictures (T, H, W): energy around each pixel's mean, mean of its log
+def _restlessness(pictures: Uint8) -> float:
+    """Natural log of what happens along time in pictures (T, H, W, 1): energy around each pixel's mean, mean of its log
     over blocks, plus change from picture to picture."""
-    count, height, width = pictures.shape
+    count, height, width, _ = pictures.shape
     rows, columns = height // BLOCK, width // BLOCK
-    values = pictures[:, : rows * BLOCK : 2, : columns * BLOCK].astype(np.float32)
+    values = pictures[:, : rows * BLOCK : 2, : columns * BLOCK, 0].astype(np.float32)
     change = np.abs(values[1:] - values[:-1]).mean()
     mean = values.mean(axis=0)
     energy = np.einsum("thw,thw->hw", values, values) / count - mean * mean

@@ -8,8 +8,8 @@
 …      8   time stamp of the first frame, int64, if flagged
 …      …   of each further frame, if flagged: how much the step from the frame before differs from the step
            before that one (0 before the first), as a varint: low seven bits first, zigzag
-…      …   of each frame that the model sees, if flagged: where the scene is, rows then columns, less where it was in
-           the frame before (0 before the first), as varints
+…      …   of each frame that the model sees, if flagged: where the scene is, down and right in eighths of a
+           pixel, less where it was in the frame before (0 before the first), as varints
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["ERROR_SCALE", "Facts", "pack_facts", "rounded_error", "unpack_facts"
 
 _FACTS, _TILE, _TIME, _ERROR = (struct.Struct(f) for f in ("<BHI", "<IIII", "<q", "<h"))
 _KEY, _TIMES, _ERRORS, _PART, _CAMERA = 1, 2, 4, 8, 16
-_FARTHEST = 2**15 - 1  # pixels that fit `Packet.camera`
+_FARTHEST = 2**15 - 1  # eighths of a pixel that fit `Packet.camera`
 ERROR_SCALE = 256  # of predicted errors, natural logs of the MSE, as whole numbers
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime import placement
+from onedva_runtime.camera import PARTS
 from onedva_runtime.errors import PacketError
 from onedva_runtime.placement import PATCH_FRAMES, PATCH_SIZE
 
@@ -70,8 +71,9 @@ class Packet:
     time_base: Fraction | None = None
     """Seconds per tick of `timestamps`."""
     camera: npt.NDArray[np.int16] | None = None
-    """Where the scene is in each frame that the graphs see (padded_frames, 2), rows and columns, where the latents
-    are of a clip that was turned until it stood still (see `camera`); None where it was encoded as it is."""
+    """Where the scene is in each frame that the graphs see (padded_frames, 2), in eighths of a pixel, down and right,
+    where the latents are of a clip that was turned until it stood still (see `camera`); None where it was encoded as it
+    is."""
     predicted_error: npt.NDArray[np.float32] | None = None
     """Predicted natural log of the MSE on the [-1, 1] scale after each prefix (K,): entry i is for i + 1 latents."""
     model: str = ""
@@ -144,9 +146,9 @@ class Packet:
             _check("predicted_error", self.predicted_error, np.float32, (self.tokens,))
         if self.camera is not None:
             _check("camera", self.camera, np.int16, (self.padded_frames, 2))
-            farthest = padded_size(self.height), padded_size(self.width)
+            farthest = PARTS * padded_size(self.height), PARTS * padded_size(self.width)
             if (np.abs(self.camera.astype(np.int32)) > farthest).any():
-                raise PacketError(f"packet camera must stay within the padded frame, {farthest[1]}x{farthest[0]}")
+                raise PacketError(f"packet camera must stay within the frame, {self.width}x{self.height} pixels")
         if self.timestamps is not None:
             _check("timestamps", self.timestamps, np.int64, (self.frames,))
             if self.time_base is None or self.time_base <= 0:

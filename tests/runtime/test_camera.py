@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from onedva_runtime import VideoCodec
-from onedva_runtime.camera import camera_path, follow, hold_still
+from onedva_runtime.camera import PARTS, camera_path, follow, hold_still, reference_resample
 from onedva_runtime.container import load_packets, save_packets
 from onedva_runtime.errors import PacketError
 from onedva_runtime.metrics import psnr
+from onedva_runtime.noise import native
 
 Frames = NDArray[np.uint8]
 
@@ -43,7 +44,7 @@ def test_the_way_of_a_pan_is_found(down: float, right: float) -> None:
     path = camera_path(pan(down=down, right=right))
     assert path is not None and path.dtype == np.int16 and path.shape == (17, 2)
     expected = np.rint(np.arange(17)[:, None] * (down, right))
-    assert np.abs(path - (expected - expected[8])).max() <= 1
+    assert np.abs(path - PARTS * (expected - expected[8])).max() <= PARTS // 4
     assert not path[8].any()
 
 
@@ -59,7 +60,38 @@ def test_what_is_held_still_stands_still_and_follows_back_exactly() -> None:
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 272), (272, 128), (240, 256)])
 def test_sizes_of_frames_and_tiles(height: int, width: int) -> None:
     path = camera_path(pan(height=height, width=width, down=1, right=1))
-    assert path is not None and np.abs(path - (np.arange(17)[:, None] - 8)).max() <= 1
+    assert path is not None and np.abs(path - PARTS * (np.arange(17)[:, None] - 8)).max() <= PARTS // 4
+
+
+def test_fractions_of_a_pixel_come_back_closely() -> None:
+    frames = pan(frames=9, height=48, width=40)
+    random = np.random.default_rng(0)
+    path = random.integers(-90, 90, (9, 2)).astype(np.int16)
+    held = hold_still(frames, path)
+    assert held.dtype == np.uint8 and psnr(frames, held) < 30
+    assert psnr(frames, follow(held, path)) > 45
+
+
+def test_a_fraction_of_a_pixel_is_what_the_scene_moved_by() -> None:
+    """A wave that moves by three eighths of a pixel a frame stands still."""
+    x, t = np.arange(96)[None, None, :, None], np.arange(17)[:, None, None, None]
+    wave = np.broadcast_to(128 + 90 * np.sin((x - 0.375 * (t - 8)) / 5), (17, 32, 96, 3))
+    path = np.stack([np.zeros(17), 3 * (np.arange(17) - 8)], axis=1).astype(np.int16)
+    held = hold_still(np.rint(wave).astype(np.uint8), path)
+    inside = held[:, :, 16:-16].astype(int)
+    assert np.abs(inside - inside[8]).max() <= 2
+
+
+@pytest.mark.skipif(native() is None, reason="the C++ is not built")
+@pytest.mark.parametrize("shape", [(5, 64, 80, 3), (3, 1, 1, 1), (2, 5, 3, 3), (4, 33, 47, 1)])
+def test_the_cpp_gives_the_bits_of_the_reference(shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 256, shape, np.uint8)
+    filters = random.normal(0, 0.3, (shape[0], 2, 17)).astype(np.float32)
+    for threads in (1, 3):
+        out = np.empty_like(frames)
+        native().resample(out, frames, filters, threads)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(out, reference_resample(frames, filters))
 
 
 def test_where_no_camera_moves_nothing_is_done() -> None:

@@ -41,7 +41,7 @@ BAD_PACKETS: list[tuple[dict[str, Any], str]] = [
     ({"predicted_error": np.zeros(3, np.float32)}, "predicted_error must be float32"),
     ({"camera": np.zeros((5, 2), np.int64)}, "camera must be int16"),
     ({"camera": np.zeros((4, 2), np.int16)}, "camera must be int16 of shape"),
-    ({"camera": np.full((5, 2), 49, np.int16)}, "camera must stay within the padded frame, 48x32"),
+    ({"camera": np.full((5, 2), 385, np.int16)}, "camera must stay within the frame, 48x32 pixels"),
     ({"timestamps": np.zeros(5, np.int64)}, "time_base"),
     ({"fps": 0.0}, "fps must be positive"),
     ({"first_frame": 2**32 - 4}, "first_frame must be from 0"),
