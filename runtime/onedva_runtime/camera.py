@@ -2,9 +2,9 @@
 
 Latents of a column describe what one place of the picture does over a clip. What a pan moves through the picture is
 new in every column, although nothing happened. So a clip whose camera moves is turned, frame by frame, until its scene
-stands still; what leaves at one edge comes in at the opposite one, so nothing is lost. The way of the camera, in
-eighths of a pixel, goes with the latents. By whole pixels the way back is exact; fractions go through long filters,
-forth and back within 45 to 60 dB.
+stands still; what leaves at one edge comes in at the opposite one. The way of the camera, in eighths of a pixel, goes
+with the latents. By whole pixels the way back is exact but for the outermost pixels of a frame, which join its edges;
+fractions go through long filters, forth and back within 45 to 60 dB.
 
 The way is found by phase correlation of frames that follow each other (Kuglin & Hines, "The phase correlation image
 alignment method", 1975) and then refined against the mean of the frames (Lucas & Kanade, "An iterative image
@@ -75,19 +75,43 @@ def camera_path(frames: Uint8) -> Path | None:
 def hold_still(frames: Uint8, path: Path) -> Uint8:
     """Frames (T, H, W, C) turned so that the scene stays where it is in the middle frame."""
     whole, rest = _split(path)
-    return _rolled(_resampled(frames, rest), -whole)
+    frames = _resampled(frames, rest)
+    return _rolled(_joined(frames, whole), -whole)
 
 
 def follow(frames: Uint8, path: Path) -> Uint8:
-    """Inverse of `hold_still`: exact for ways of whole pixels."""
+    """Inverse of `hold_still`: exact for ways of whole pixels but for the outermost ones."""
     whole, rest = _split(path)
-    return _resampled(_rolled(frames, whole), -rest)
+    return _resampled(_mended(_rolled(frames, whole), whole), -rest)
 
 
 def _split(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """A way as whole pixels and the eighths that are left, -4 to 3."""
     whole = (path.astype(np.int64) + PARTS // 2) // PARTS
     return whole, path - PARTS * whole
+
+
+def _joined(frames: Uint8, whole: npt.NDArray[np.int64]) -> Uint8:
+    """Frames with a third and two thirds of both lines next to an edge in place of the edges that will lie beside each
+    other: less of one picture gets into the other. `_mended` makes them anew."""
+    if not whole.any():
+        return frames
+    out = frames.copy()
+    for frame, moves in zip(out, whole != 0, strict=True):
+        for axis in np.flatnonzero(moves):
+            lines = np.moveaxis(frame, axis, 0)  # a view
+            first, last = lines[1].astype(np.uint16), lines[-2].astype(np.uint16)
+            lines[0], lines[-1] = (last + 2 * first) // 3, (2 * last + first) // 3
+    return out
+
+
+def _mended(frames: Uint8, whole: npt.NDArray[np.int64]) -> Uint8:
+    """Frames whose edges, where they were joined, are the lines next to them; `frames` are changed."""
+    for frame, moves in zip(frames, whole != 0, strict=True):
+        for axis in np.flatnonzero(moves):
+            lines = np.moveaxis(frame, axis, 0)
+            lines[0], lines[-1] = lines[1], lines[-2]
+    return frames
 
 
 def _rolled(frames: Uint8, shifts: npt.NDArray[np.int64]) -> Uint8:
