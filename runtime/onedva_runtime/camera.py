@@ -41,7 +41,7 @@ FLOOR = 4.0  # levels²: energy of a block that is noise anyway
 # natural log, of the energy along time (mean over blocks) and of the change from frame to frame together: over 84 real
 # clips, hardly a way that saves as much costs anything, and most ways that save less do
 LEAST_GAIN = 0.4
-HOPE = 0.15  # how much worse a way may be before it is refined
+HOPE = 0.15  # how much worse a way may be before it is refined further
 EXACT = 0.05  # what fractions of a pixel must gain over whole ones, which lose nothing
 
 
@@ -55,15 +55,15 @@ def camera_path(frames: Uint8) -> Path | None:
     if count < LEAST_FRAMES or min(height, width) < LEAST_SIDE:
         return None
     green = np.ascontiguousarray(frames[..., 1:2])
-    step = max(1, round(max(height, width) / LOOKED_AT))
-    steps = step * _steps(_shrunk(green[..., 0], step))
-    way = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    if np.ptp(way, axis=0).max() < LEAST_WAY or _too_far(way, height, width):
-        return None
     before = _restlessness(green)
-    if _restlessness(hold_still(green, _path(way))) > before + HOPE:
+    found: list[tuple[float, Floats]] = []  # ways, and what happens along time if they are followed
+    for way in (_correlated(green), _refined(np.zeros((count, 2)), green, rounds=2)):
+        if np.ptp(way, axis=0).max() >= LEAST_WAY and not _too_far(way, height, width):
+            found.append((_restlessness(hold_still(green, _path(way, whole=False))), way))
+    rest, way = min(found, key=lambda pair: pair[0], default=(np.inf, np.zeros((count, 2))))
+    if rest > before + HOPE:
         return None
-    way = _refined(way, green)
+    way = _refined(way, green, rounds=ROUNDS)
     if _too_far(way, height, width):
         return None
     exact, fine = _path(way), _path(way, whole=False)
@@ -167,6 +167,13 @@ def _filters() -> Float32:
 _FILTERS = _filters()
 
 
+def _correlated(green: Uint8) -> Floats:
+    """The way in pixels (T, 2) by phase correlation of small pictures of frames (T, H, W, 1)."""
+    step = max(1, round(max(green.shape[1:3]) / LOOKED_AT))
+    steps = step * _steps(_shrunk(green[..., 0], step))
+    return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+
+
 def _shrunk(pictures: Uint8, step: int) -> Float32:
     """Means of step × step pixels: (T, H, W) → (T, H // step, W // step)."""
     _, height, width = pictures.shape
@@ -216,13 +223,13 @@ def _too_far(way: Floats, height: int, width: int) -> bool:
     return not bool((distance <= (height // 2 - MARGIN, width // 2 - MARGIN)).all())
 
 
-def _refined(way: Floats, green: Uint8) -> Floats:
+def _refined(way: Floats, green: Uint8, *, rounds: int) -> Floats:
     """The way in pixels that brings all frames (T, H, W, 1) closest to their mean: Gauss-Newton steps on each frame's
     shift. Pixels where something moves by itself count less."""
     height, width = green.shape[1:3]
-    inside = np.s_[:, MARGIN : height - MARGIN : 2, MARGIN : width - MARGIN]
+    inside = np.s_[:, MARGIN : height - MARGIN : 2, MARGIN : width - MARGIN : 2]
     way = way - way[len(way) // 2]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         still = hold_still(green, _path(way, whole=False))[..., 0]
         mean = still.mean(axis=0, dtype=np.float32)
         slopes = [slope[None][inside][0] for slope in np.gradient(mean)]

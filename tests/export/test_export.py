@@ -93,7 +93,10 @@ def test_runtime_decodes_the_chain_that_pytorch_decodes(bundle: Path):
         noise = gaussian(5, first_frame=first, frames=len(coded), height=64, width=96)
         with torch.inference_mode():
             z = model.encode(
-                to_video(torch.from_numpy(coded)[None]), tokens=37, is_key=torch.tensor([packet.is_key])
+                to_video(torch.from_numpy(coded)[None]),
+                tokens=37,
+                is_key=torch.tensor([packet.is_key]),
+                follow_camera=True,
             ).latent_dist.mode()
             context = None if last is None else to_video(torch.from_numpy(last)[None, None])[:, :, 0]
             video = model.decode(z, num_steps=2, noise=torch.from_numpy(noise)[None], context_frame=context).sample
