@@ -205,6 +205,7 @@ def reconstruct(
     quantiser: Quantiser = 0.125,
     keyframe_interval: KeyframeInterval = 8,
     low_latency: LowLatency = False,
+    follow_camera: FollowCamera = True,
     steps: Steps = 1,
     seed: Seed = 0,
     picture: Annotated[
@@ -232,7 +233,12 @@ def reconstruct(
         source,
         target,
         choice=choice,
-        stream=StreamChoice(tokens=tokens, keyframe_interval=keyframe_interval, low_latency=low_latency),
+        stream=StreamChoice(
+            tokens=tokens,
+            keyframe_interval=keyframe_interval,
+            low_latency=low_latency,
+            follow_camera=follow_camera,
+        ),
         step=quantiser,
         steps=steps,
         seed=seed,

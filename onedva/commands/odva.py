@@ -117,7 +117,10 @@ def describe_tables(path: Path, document: dict[str, Any]) -> list[Table]:
         ["duration", f"{document['seconds']:.2f} s"],
         ["model", f"{model}, {document['model'][:12]}…"],
         ["clips", f"{document['clips']}, {document['key_clips']} of them key clips{tiles}"],
-        ["camera followed", f"in {sum(clip['follows_camera'] for clip in document['per_clip'])} clips"],
+        [
+            "camera followed",
+            f"in {sum(clip['follows_camera'] for clip in document['per_clip'])} of {document['clips']} clips",
+        ],
         ["latents per clip", f"{min(tokens)}–{max(tokens)}, mean {sum(tokens) / len(tokens):.1f}"],
         ["quantiser", f"{document['step']:g}"],
         ["size", f"{document['bytes']:,} bytes{rate}"],

@@ -32,6 +32,7 @@ SHARPNESS = 3.0  # of Kaiser's window over them
 
 LOOKED_AT = 64  # pixels of the longer side of the pictures that are correlated
 LEAST_SIDE, LEAST_FRAMES = 64, 3  # of a clip that is looked at: below, a scene and its edges cannot be told apart
+BLACK, EVEN = 24, 12  # levels: bars at an edge are below the one and vary by no more than the other
 LEAST_WAY = 0.5  # pixels: slower drift is what directions along time are good at
 BLUR = 0.5  # variance in pixels² of the peak that a shift is read from
 MARGIN = 8  # pixels at the edges that refining leaves out: they hold what came in at the other side
@@ -49,12 +50,14 @@ def camera_path(frames: Uint8) -> Path | None:
     """Where the scene is in each frame of a clip, (T, 2) in eighths of a pixel, down and right, 0 in the middle frame;
     None where the camera does not move, or following it would not pay.
 
-    frames: (T, H, W, 3). At most half a picture away.
+    frames: (T, H, W, 3). At most half a picture away. Not of pictures with black bars at their edges: these would move.
     """
     count, height, width, _ = frames.shape
     if count < LEAST_FRAMES or min(height, width) < LEAST_SIDE:
         return None
     green = np.ascontiguousarray(frames[..., 1:2])
+    if _has_bars(green[..., 0]):
+        return None
     before = _restlessness(green)
     found: list[tuple[float, Floats]] = []  # ways, and what happens along time if they are followed
     for way in (_correlated(green), _refined(np.zeros((count, 2)), green, rounds=2)):
@@ -165,6 +168,12 @@ def _filters() -> Float32:
 
 
 _FILTERS = _filters()
+
+
+def _has_bars(pictures: Uint8) -> bool:
+    """Whether an outermost row or column of pictures (T, H, W) is black all the time."""
+    edges = pictures[:, 0], pictures[:, -1], pictures[:, :, 0], pictures[:, :, -1]
+    return any(edge.max() - edge.min() <= EVEN and edge.max() <= BLACK + EVEN for edge in edges)
 
 
 def _correlated(green: Uint8) -> Floats:

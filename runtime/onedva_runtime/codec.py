@@ -29,6 +29,7 @@ from onedva_runtime.prepare import (
     check_fps,
     check_frames,
     check_integer,
+    check_switch,
     check_timestamps,
     clip_frames_for,
     parse_tokens,
@@ -233,7 +234,7 @@ class VideoCodec:
             budget=parse_tokens(tokens),
             limit=self._token_limit(max_tokens),
             fps=check_fps(fps),
-            follow_camera=follow_camera,
+            follow_camera=check_switch("follow_camera", follow_camera),
             batch_size=check_integer("batch_size", batch_size, 1, 2**16),
         )
 
@@ -273,7 +274,7 @@ class VideoCodec:
             limit=self.max_tokens,
             fps=check_fps(fps),
             time_base=time_base,
-            follow_camera=follow_camera,
+            follow_camera=check_switch("follow_camera", follow_camera),
             batch_size=check_integer("batch_size", batch_size, 1, 2**16),
         )
         return [packet for packets in coded for packet in packets]

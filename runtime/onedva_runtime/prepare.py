@@ -243,6 +243,13 @@ def check_clip(clip: Clip, manifest: Manifest) -> None:
         )
 
 
+def check_switch(name: str, value: object) -> bool:
+    """`value` if it is True or False; TypeError otherwise: a text such as "no" would count as yes."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def place_latents(
     coded_frames: Uint8, is_key: bool, budget: int | Decibels | None, limit: int, manifest: Manifest
 ) -> npt.NDArray[np.int64]:

@@ -23,6 +23,7 @@ from onedva_runtime.prepare import (
     check_fps,
     check_frames,
     check_integer,
+    check_switch,
     check_timestamps,
     parse_tokens,
 )
@@ -61,7 +62,7 @@ class StreamEncoder:
         check_timestamps(None, 0, time_base)
         most = engine.manifest.max_tokens
         self._engine, self._clip_frames, self._time_base = engine, length, time_base
-        self._follow_camera = follow_camera
+        self._follow_camera = check_switch("follow_camera", follow_camera)
         self._fps, self._budget = check_fps(fps), parse_tokens(tokens)
         self._limit = most if max_tokens is None else check_integer("max_tokens", max_tokens, 0, 2**31)
         interval = check_integer("keyframe_interval", keyframe_interval, 0, 2**31)

@@ -112,6 +112,23 @@ def test_where_no_camera_moves_nothing_is_done() -> None:
     assert camera_path(np.full((17, 128, 128, 3), 90, np.uint8)) is None
 
 
+def test_black_bars_stay_where_they_are() -> None:
+    frames = pan()
+    assert camera_path(frames) is not None
+    frames[:, :, :5] = 3
+    assert camera_path(frames) is None
+
+
+def test_a_switch_is_true_or_false(tiny: VideoCodec) -> None:
+    frames = pan(frames=1)
+    with pytest.raises(TypeError, match="follow_camera must be True or False, got 'no'"):
+        tiny.encode_clip(frames, follow_camera="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="follow_camera"):
+        tiny.encode(frames, follow_camera="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="follow_camera"):
+        tiny.open_encoder(follow_camera=None)  # type: ignore[arg-type]
+
+
 def test_too_little_to_look_at_and_too_fast_to_follow() -> None:
     frames = pan()
     assert camera_path(frames[:2]) is None and camera_path(frames[:, :48]) is None
