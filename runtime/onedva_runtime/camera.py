@@ -241,11 +241,11 @@ def _refined(way: Floats, green: Uint8, *, rounds: int) -> Floats:
     for _ in range(rounds):
         still = hold_still(green, _path(way, whole=False))[..., 0]
         mean = still.mean(axis=0, dtype=np.float32)
-        slopes = [slope[None][inside][0] for slope in np.gradient(mean)]
+        slopes = np.stack([slope[None][inside][0] for slope in np.gradient(mean)])
         errors = still[inside].astype(np.float32) - mean[None][inside]
         weight = 1 / (np.einsum("thw,thw->hw", errors, errors) / len(errors) + FLOOR)
-        pulls = np.stack([slope * weight for slope in slopes])
-        matrix = np.array([[np.vdot(pull, slope) for slope in slopes] for pull in pulls])
+        pulls = slopes * weight
+        matrix = np.einsum("ahw,bhw->ab", pulls, slopes)  # no matrix product: NumPy's threads would go on spinning
         matrix += (1e-3 * np.trace(matrix) + 1e-9) * np.eye(2)
         forces = np.einsum("ahw,thw->ta", pulls, errors)
         way = way - np.clip(np.linalg.solve(matrix, forces.T).T, -1, 1)
