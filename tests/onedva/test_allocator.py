@@ -28,7 +28,7 @@ def faults(call: str) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 def test_what_is_freed_is_not_mapped_anew() -> None:
-    assert faults("keep_freed_memory()") < 100 < faults("")
+    assert 4 * faults("keep_freed_memory()") < faults("")  # where pages are huge, both are few
 
 
 def test_elsewhere_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
