@@ -42,15 +42,17 @@ ONEDVA_BOTH void philox(std::uint64_t seed, std::uint32_t frame, std::uint32_t y
 // One Euler step of one value: rounded after the product and after the sum.
 ONEDVA_BOTH float stepped(float value, float velocity, float dt) { return value + dt * velocity; }
 
-// (value + 1) · 127.5, clipped to [0, 255], halves to even: adding and taking away 1.5 · 2^23 leaves a float no
-// fraction. Not a number becomes 0.
-ONEDVA_BOTH float level(float value) {
+// Clipped to [0, 255], halves to even: adding and taking away 1.5 · 2^23 leaves a float no fraction. Not a number
+// becomes 0.
+ONEDVA_BOTH float whole_level(float value) {
     constexpr float kWhole = 12582912.0f;
-    const float scaled = (value + 1.0f) * 127.5f;
-    const float low = scaled > 0.0f ? scaled : 0.0f;
+    const float low = value > 0.0f ? value : 0.0f;
     const float clipped = low < 255.0f ? low : 255.0f;
     return (clipped + kWhole) - kWhole;
 }
+
+// (value + 1) · 127.5 as a whole level.
+ONEDVA_BOTH float level(float value) { return whole_level((value + 1.0f) * 127.5f); }
 
 // A level 0..255 as a value in [-1, 1].
 ONEDVA_BOTH float unpacked(std::uint8_t level) { return static_cast<float>(level) / 127.5f - 1.0f; }

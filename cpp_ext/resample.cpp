@@ -6,13 +6,12 @@
 
 #include <nanobind/ndarray.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <stdexcept>
 #include <vector>
 
+#include "arithmetic.h"
 #include "clones.h"
 #include "share.h"
 
@@ -21,7 +20,6 @@ namespace nb = nanobind;
 namespace {
 
 constexpr std::size_t kTaps = 17, kReach = kTaps / 2;
-constexpr float kWhole = 12582912.0f;  // 1.5 · 2^23: added and taken away, it leaves a float no fraction
 
 // out[i] = taps[0]·in[0][i] + taps[1]·in[1][i] + …, summed in that order.
 ONEDVA_CLONES void filter(float* __restrict out, const float* const* in, const float* taps, std::size_t count) {
@@ -38,11 +36,8 @@ ONEDVA_CLONES void filter(float* __restrict out, const float* const* in, const f
 
 // Rounded to levels, halves to even.
 ONEDVA_CLONES void narrow(std::uint8_t* __restrict out, const float* __restrict in, std::size_t count) {
-    for (std::size_t i = 0; i < count; ++i) {
-        const float low = in[i] > 0.0f ? in[i] : 0.0f;
-        const float clipped = low < 255.0f ? low : 255.0f;
-        out[i] = static_cast<std::uint8_t>(static_cast<int>((clipped + kWhole) - kWhole));
-    }
+    for (std::size_t i = 0; i < count; ++i)
+        out[i] = static_cast<std::uint8_t>(static_cast<int>(onedva::whole_level(in[i])));
 }
 
 ONEDVA_CLONES void widen(float* __restrict out, const std::uint8_t* __restrict in, std::size_t count) {

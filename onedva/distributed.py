@@ -40,7 +40,7 @@ SETTLE_SECONDS = 0.25
 
 
 def start_world(device: str | None = None) -> World:
-    """Join the other processes if torchrun started this one.
+    """Join the other processes if torchrun started this one. On a CPU this process keeps the memory that it frees.
 
     device: "cpu" or "cuda", where the model goes; default CUDA if there. Raises ValueError for others.
     """

@@ -43,7 +43,7 @@ FLOOR = 4.0  # levels²: energy of a block that is noise anyway
 # clips, hardly a way that saves as much costs anything, and most ways that save less do
 LEAST_GAIN = 0.4
 HOPE = 0.15  # how much worse a way may be before it is refined further
-EXACT = 0.05  # what fractions of a pixel must gain over whole ones, which lose nothing
+EXACT = 0.05  # what fractions of a pixel must gain over whole ones, which lose next to nothing
 
 
 def camera_path(frames: Uint8) -> Path | None:

@@ -53,7 +53,7 @@ def encode_clips(
     limit: int,
     fps: float,
     time_base: Fraction | None = None,
-    follow_camera: bool = True,
+    follow_camera: bool,
     batch_size: int = 1,
 ) -> list[Packet]:
     """Encode clips of any sizes, lengths and kinds; packets come in their order.
@@ -154,7 +154,10 @@ def decode_packets(
             on_timing=engine.on_timing,
         )
         for row, (i, packet, skip) in enumerate(zip(batch, chosen, skipped, strict=True)):
-            frames = decoded[row] if packet.camera is None else follow(decoded[row], packet.camera)
+            frames = decoded[row]
+            if packet.camera is not None:
+                with timed(engine.on_timing, "camera"):
+                    frames = follow(frames, packet.camera)
             clip = frames[skip : skip + packet.frames, : packet.height, : packet.width]
             context = None if packet.is_key or num_steps == 0 else context_frames[i]
             if context is None:

@@ -128,7 +128,7 @@ def _unpack_camera(data: bytes, at: int, frames: int) -> tuple[tuple[tuple[int, 
         right, at = _unpack_varint(data, at)
         y, x = y + down, x + right
         if max(abs(y), abs(x)) > _FARTHEST:
-            raise Corrupt("a camera's way is out of range")
+            raise Corrupt("a camera's path is out of range")
         path.append((y, x))
     return tuple(path), at
 

@@ -144,7 +144,7 @@ class Coded:
             first_frame=facts.first_frame,
             timestamps=None if facts.timestamps is None else np.array(facts.timestamps, np.int64),
             time_base=header.time_base,
-            camera=None if facts.camera is None else np.array(facts.camera, np.int16).reshape(-1, 2),
+            camera=None if facts.camera is None else np.array(facts.camera, np.int16),
             predicted_error=self._errors(),
             model=header.model,
         )

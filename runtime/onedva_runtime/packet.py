@@ -72,8 +72,7 @@ class Packet:
     """Seconds per tick of `timestamps`."""
     camera: npt.NDArray[np.int16] | None = None
     """Where the scene is in each frame that the graphs see (padded_frames, 2), in eighths of a pixel, down and right,
-    where the latents are of a clip that was turned until it stood still (see `camera`); None where it was encoded as it
-    is."""
+    where the latents are of a clip that was shifted until it stood still (see `camera`); None where it was not."""
     predicted_error: npt.NDArray[np.float32] | None = None
     """Predicted natural log of the MSE on the [-1, 1] scale after each prefix (K,): entry i is for i + 1 latents."""
     model: str = ""

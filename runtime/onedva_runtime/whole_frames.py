@@ -35,7 +35,7 @@ def encode_whole(
     limit: int,
     fps: float,
     time_base: Fraction | None = None,
-    follow_camera: bool = True,
+    follow_camera: bool,
     batch_size: int = 1,
 ) -> list[list[Packet]]:
     """Encode the clips of a video of one frame size, each to its packets. Options as `encode_clips`; clip_frames: of a

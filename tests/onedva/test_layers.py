@@ -176,3 +176,11 @@ def test_training_short_sequences_attends_as_the_fused_kernel_does(keys: int) ->
         found += [seen, torch.autograd.grad(seen.square().sum(), query)[0]]
     torch.testing.assert_close(found[0], found[2], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1], found[3], atol=1e-4, rtol=1e-4)
+
+
+def test_in_bfloat16_longer_ones_do_too() -> None:
+    keys, attention = SHORT_SEQUENCES[torch.float32] + 44, Attention(128)
+    query, key, value = (torch.randn(2, 2, count, 64, dtype=torch.bfloat16) for count in (5, keys, keys))
+    plain, fused = (attention.train(mode)(query, key, value).float() for mode in (True, False))
+    torch.testing.assert_close(plain, fused, atol=0.02, rtol=0.02)
+    assert keys <= SHORT_SEQUENCES[torch.bfloat16] and not torch.equal(plain, fused)  # two ways, indeed

@@ -158,7 +158,7 @@ GOOD = list(layout.sections(join(encode_packet(make_packet(errors=False), make_q
         ([facts(flags=3, rest=b"\xff" * 7 + b"\x7f" + b"\x02" * 4), b""], "out of range"),
         ([facts(flags=17, rest=b"\0" * 9), b""], "cut off"),
         ([facts(flags=17, rest=b"\xff" * 40), b""], "numbers are damaged"),
-        ([facts(flags=17, rest=b"\xff\xff\x7f" * 10), b""], "way is out of range"),
+        ([facts(flags=17, rest=b"\xff\xff\x7f" * 10), b""], "path is out of range"),
         ([facts(flags=17, rest=b"\x84\x04" + b"\0" * 9), *GOOD[1:]], "within the frame"),
         ([facts(flags=9, rest=b"\0" * 16), b""], "without pixels"),
         ([facts(flags=9, rest=struct.pack("<IIII", 0, 0, 1 << 31, 1 << 31)), b""], "inside the frame"),
