@@ -18,7 +18,7 @@
 #include "arithmetic.h"
 #include "clones.h"
 #include "detail.h"
-#include "resample.h"
+#include "warp.h"
 #include "share.h"
 #if defined(ONEDVA_CUDA)
 #include "kernels.h"
@@ -231,7 +231,7 @@ NB_MODULE(_sampler, module) {
                nb::arg("velocity").noconvert().none(), nb::arg("dt"), nb::arg("threads"),
                "Packs video, or video + dt * velocity, into uint8 frames; releases the GIL.");
     bind_detail(module);
-    bind_resample(module);
+    bind_warp(module);
 #if defined(ONEDVA_CUDA)
     define_cuda(module);
     module.attr("has_cuda") = true;

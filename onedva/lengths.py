@@ -25,7 +25,7 @@ from onedva.evaluate import lengths_of
 from onedva.model import OneDVA, to_frames, to_video
 from onedva.policies import Curve, pooled, tokens_at
 from onedva_runtime import placement
-from onedva_runtime.camera import hold_still
+from onedva_runtime.warp import hold_still
 
 SMALLEST_ERROR = 1e-7  # of MSE relative to 255²: 70 dB; keeps logarithms finite where a blank clip comes back exactly
 SHARES = (0.25, 0.5)  # of the full length: the fixed lengths that policies are held against
@@ -72,13 +72,15 @@ def measure_curves(
                 decoded = to_frames(model.decode(z.thin(count), num_steps=steps, noise=noise).sample)[0]
                 errors.append(np.square((decoded.astype(np.float64) - frames) / 255).mean())
             predicted = posterior.output.predicted_error[0].double().exp() / 4  # from the scale of [-1, 1]
+        camera = z.cameras[0] if z.cameras else None
+        held = frames if camera is None else hold_still(frames, camera)
         curves.append(
             Curve(
                 clip=clip.name,
                 lengths=np.array(lengths),
                 errors=np.maximum(errors, SMALLEST_ERROR),
                 predicted=predicted.cpu().numpy(),
-                detail=placement.detail_map(frames if z.camera is None else hold_still(frames, z.camera[0].numpy())),
+                detail=placement.detail_map(held),
                 motion=motion_score(frames),
             )
         )

@@ -8,7 +8,7 @@ video = model.decode(z, num_steps=1).sample
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,8 @@ from onedva.decoder import Condition, Decoder
 from onedva.encoder import Encoder, EncoderOutput
 from onedva.transform import PatchTransform
 from onedva_runtime import placement
-from onedva_runtime.camera import camera_path, follow, hold_still
+from onedva_runtime.camera import find_camera
+from onedva_runtime.warp import Camera, follow, hold_still
 
 Uint8 = NDArray[np.uint8]
 
@@ -40,7 +41,7 @@ class HybridLatents:
     is_key: Tensor  # (B,) bool
     resolution: Tensor  # (B, 4): padded frames, height, width, and frames/s
     size: tuple[int, int]  # (H, W) before padding; decoding crops back to it
-    camera: Tensor | None = None  # (B, T, 2) int16 on the CPU: as in a packet, if a clip was held still
+    cameras: tuple[Camera | None, ...] | None = None  # of each clip that was held still, as in a packet
 
     def thin(self, tokens: int) -> HybridLatents:
         """The same clips with only the first `tokens` 1D latents."""
@@ -56,7 +57,7 @@ class HybridPosterior:
     is_key: Tensor
     resolution: Tensor
     size: tuple[int, int]
-    camera: Tensor | None = None
+    cameras: tuple[Camera | None, ...] | None = None
 
     def mode(self) -> HybridLatents:
         """The means."""
@@ -72,7 +73,7 @@ class HybridPosterior:
 
     def _latents(self, structural: Tensor, latents: Tensor) -> HybridLatents:
         return HybridLatents(
-            structural, latents, self.anchors, self.is_key, self.resolution, self.size, camera=self.camera
+            structural, latents, self.anchors, self.is_key, self.resolution, self.size, cameras=self.cameras
         )
 
 
@@ -124,9 +125,9 @@ class OneDVA(nn.Module):
         by edge replication).
         tokens: how many 1D latents; default all the model and the clip have. Rounded up to `config.length_multiple`.
         anchors: (B, K) int64 grid indices instead of the ones the detail map gives. is_key: (B,) bool, default all key.
-        follow_camera: turn clips whose camera moves until their scene stands still, where that pays, as the codec does;
-        the latents say by how much, and `decode` turns back; both round such clips to 8 bits. Raises ValueError for
-        other shapes, or for anchors that are not distinct positions of the grid.
+        follow_camera: draw clips whose camera moves so that their scene stands still, where that pays, as the codec
+        does; the latents say how, and `decode` draws them back; both round such clips to 8 bits. Raises ValueError
+        for other shapes, or for anchors that are not distinct positions of the grid.
         """
         if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
             raise ValueError(f"video must be float (B, 3, T, H, W), got {video.dtype} {tuple(video.shape)}")
@@ -137,16 +138,16 @@ class OneDVA(nn.Module):
             raise ValueError(f"a clip has up to {self.config.clip_frames} frames in this model, got {video.shape[2]}")
         if is_key is None:
             is_key = torch.ones(video.shape[0], dtype=torch.bool, device=video.device)
-        camera = camera_of(video) if follow_camera else None
-        if camera is not None:
-            video = turned(video, camera, hold_still)
+        cameras = tuple(find_camera(frames) for frames in to_frames(video)) if follow_camera else None
+        if cameras is not None:
+            video = drawn(video, cameras, hold_still)
         if anchors is None:
             anchors = self.anchors_of(video, tokens=tokens, is_key=is_key)
         else:
             check_anchors(anchors, grid=grid, queries=self.config.queries)
         resolution = torch.tensor([[*video.shape[2:], fps]], device=video.device).float().expand(video.shape[0], 4)
         output = self.encoder(video, resolution, is_key, anchors, self.transform)
-        return EncodeOutput(HybridPosterior(output, anchors, is_key, resolution, size, camera))
+        return EncodeOutput(HybridPosterior(output, anchors, is_key, resolution, size, cameras))
 
     def anchors_of(self, video: Tensor, *, tokens: int | None, is_key: Tensor) -> Tensor:
         """Anchors (B, K) that placement gives each clip of a padded video; K is shared and fits every clip."""
@@ -208,8 +209,8 @@ class OneDVA(nn.Module):
             if context_frame is None:
                 raise ValueError("a continuation clip needs context_frame, the last frame decoded before it")
             given = pad_to_patches(context_frame[:, :, None])
-            if z.camera is not None:
-                given = turned(given, z.camera[:, :1], hold_still)
+            if z.cameras is not None:
+                given = drawn(given, z.cameras, hold_still)
             start = torch.where(z.is_key[:, None, None, None, None], noise[:, :, :1], given)
             noise = torch.cat([start, noise[:, :, 1:]], dim=2)
         if num_steps > 1 and self.transform is not None and few_steps.in_coefficients(self.config):
@@ -266,28 +267,18 @@ def pad_to_patches(video: Tensor) -> Tensor:
     return F.pad(video, (0, width, 0, height, 0, 0), mode="replicate") if height or width else video
 
 
-def camera_of(video: Tensor) -> Tensor | None:
-    """The ways (B, T, 2) of the cameras of a batch of padded clips, zeros where one is not followed; None where none
-    is (`onedva_runtime.camera`)."""
-    paths = [camera_path(frames) for frames in to_frames(video)]
-    if all(path is None for path in paths):
-        return None
-    still = np.zeros((video.shape[2], 2), np.int16)
-    return torch.from_numpy(np.stack([still if path is None else path for path in paths]))
-
-
-def turned(video: Tensor, camera: Tensor, turn: Callable[[Uint8, NDArray[np.int16]], Uint8]) -> Tensor:
-    """A video (B, 3, T, H, W), each clip turned by its camera (B, T, 2) as the codec does, so rounded to 8 bits."""
+def drawn(video: Tensor, cameras: Sequence[Camera | None], draw: Callable[[Uint8, Camera], Uint8]) -> Tensor:
+    """A video (B, 3, N, H, W), each clip with a camera drawn by it as the codec does, so rounded to 8 bits."""
     clips = [
-        to_video(torch.from_numpy(turn(frames, path))[None])[0] if path.any() else clip.float()
-        for frames, path, clip in zip(to_frames(video), camera.numpy(), video.cpu(), strict=True)
+        clip if camera is None else to_video(torch.from_numpy(draw(to_frames(clip[None])[0], camera))[None])[0]
+        for clip, camera in zip(video, cameras, strict=True)
     ]
-    return torch.stack(clips).to(video.device)
+    return torch.stack([clip.to(video) for clip in clips])
 
 
 def seen(video: Tensor, z: HybridLatents) -> Tensor:
     """A decoded video (B, 3, T, H, W) as it was before padding, its camera moving again."""
-    video = video if z.camera is None else turned(video, z.camera, follow)
+    video = video if z.cameras is None else drawn(video, z.cameras, follow)
     return video[..., : z.size[0], : z.size[1]]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from onedva_runtime.container import save_packets
 from onedva_runtime.packet import Packet, padded_grid
 from onedva_runtime.quantiser import Kind, Levels, Quantiser
+from onedva_runtime.warp import Camera
 
 STRUCTURAL, LATENT = 2, 4
 GROUPS = 6
@@ -62,7 +63,7 @@ def make_packet(
         first_frame=first,
         timestamps=np.cumsum(random.integers(1, 3000, frames)) + 1001 * first if times else None,
         time_base=Fraction(1, 30000) if times else None,
-        camera=random.integers(-9, 9, (4 * grid[0] - 3, 2), np.int16) if camera else None,
+        camera=Camera(random.integers(-9, 9, (4 * grid[0] - 3, 6), np.int16), (0, 1, 0, 0)) if camera else None,
         predicted_error=np.linspace(-3, -6, tokens, dtype=np.float32) if errors else None,
         model="ab" * 32,
     )

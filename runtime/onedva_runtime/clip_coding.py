@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime.backends import Backend
-from onedva_runtime.camera import camera_path, follow, hold_still
+from onedva_runtime.camera import find_camera
 from onedva_runtime.clipper import Clip
 from onedva_runtime.errors import PacketError
 from onedva_runtime.graphs import OnTiming, decode_batch, encode_batch, timed
@@ -29,6 +29,7 @@ from onedva_runtime.prepare import (
     shortest_prefix,
 )
 from onedva_runtime.seams import soften
+from onedva_runtime.warp import Camera, follow, hold_still
 
 __all__ = ["Engine", "decode_packets", "encode_clips"]
 
@@ -65,12 +66,13 @@ def encode_clips(
     for clip in clips:
         check_clip(clip, engine.manifest)
     coded = [pad_clip(clip.coded_frames) for clip in clips]
-    paths: list[npt.NDArray[np.int16] | None] = [None] * len(clips)
+    cameras: list[Camera | None] = [None] * len(clips)
     if follow_camera:
         with timed(engine.on_timing, "camera"):
-            paths = [camera_path(frames) for frames in coded]
+            cameras = [find_camera(frames) for frames in coded]
             coded = [
-                frames if path is None else hold_still(frames, path) for frames, path in zip(coded, paths, strict=True)
+                frames if camera is None else hold_still(frames, camera)
+                for frames, camera in zip(coded, cameras, strict=True)
             ]
     with timed(engine.on_timing, "place"):
         anchors = [
@@ -105,7 +107,7 @@ def encode_clips(
                 first_frame=clip.first_frame,
                 timestamps=clip.timestamps,
                 time_base=None if clip.timestamps is None else time_base,
-                camera=paths[i],
+                camera=cameras[i],
                 predicted_error=error,
                 model=engine.manifest.model.fingerprint,
             )
@@ -187,4 +189,4 @@ def _padded_context(packet: Packet, context: Uint8 | None) -> Uint8 | None:
     if context is None:
         context = np.full((packet.height, packet.width, 3), 128, np.uint8)
     padded = pad_clip(context[None])
-    return padded[0] if packet.camera is None else hold_still(padded, packet.camera[:1])[0]
+    return padded[0] if packet.camera is None else hold_still(padded, packet.camera)[0]

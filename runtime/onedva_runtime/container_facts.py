@@ -8,8 +8,9 @@
 …      8   time stamp of the first frame, int64, if flagged
 …      …   of each further frame, if flagged: how much the step from the frame before differs from the step
            before that one (0 before the first), as a varint: low seven bits first, zigzag
-…      …   of each frame that the model sees, if flagged: where the scene is, down and right in eighths of a
-           pixel, less where it was in the frame before (0 before the first), as varints
+…      …   if flagged: the bars at the top, bottom, left and right that the camera leaves alone, as varints; and of
+           each frame that the model sees the six numbers of its path (warp.py), less those of the frame before (0
+           before the first), as varints
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import numpy as np
 
 from onedva_runtime.errors import Corrupt
 from onedva_runtime.packet import padded_frames
+from onedva_runtime.warp import PATH_NUMBERS
 
 __all__ = ["ERROR_SCALE", "Facts", "pack_facts", "rounded_error", "unpack_facts"]
 
 _FACTS, _TILE, _TIME, _ERROR = (struct.Struct(f) for f in ("<BHI", "<IIII", "<q", "<h"))
 _KEY, _TIMES, _ERRORS, _PART, _CAMERA = 1, 2, 4, 8, 16
-_FARTHEST = 2**15 - 1  # eighths of a pixel that fit `Packet.camera`
+_FARTHEST = 2**15 - 1  # what fits `Packet.camera`
 ERROR_SCALE = 256  # of predicted errors, natural logs of the MSE, as whole numbers
 
 
@@ -43,8 +45,8 @@ class Facts:
     tile: tuple[int, int, int, int] | None
     """(top, left, height, width) in pixels; None where the packet is the whole frame."""
     timestamps: tuple[int, ...] | None
-    camera: tuple[tuple[int, int], ...] | None = None
-    """As in `Packet`."""
+    camera: tuple[tuple[int, ...], ...] | None = None
+    """The bars and, frame by frame, the path of a `Camera`."""
 
     @property
     def begins_clip(self) -> bool:
@@ -73,8 +75,10 @@ def pack_facts(facts: Facts) -> bytes:
         changes = [b - a for a, b in pairwise([0, *steps])]
         parts += [_TIME.pack(times[0]), b"".join(_varint(change) for change in changes)]
     if facts.camera is not None:
-        steps = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise([(0, 0), *facts.camera])]
-        parts += [_varint(number) for step in steps for number in step]
+        bars, *path = facts.camera
+        parts += map(_varint, bars)
+        for before, after in pairwise([(0,) * PATH_NUMBERS, *path]):
+            parts += [_varint(b - a) for a, b in zip(before, after, strict=True)]
     return b"".join(parts)
 
 
@@ -121,16 +125,26 @@ def _unpack_times(data: bytes, at: int, frames: int) -> tuple[tuple[int, ...], i
     return tuple(times), at
 
 
-def _unpack_camera(data: bytes, at: int, frames: int) -> tuple[tuple[tuple[int, int], ...], int]:
-    path, y, x = list[tuple[int, int]](), 0, 0
+def _unpack_camera(data: bytes, at: int, frames: int) -> tuple[tuple[tuple[int, ...], ...], int]:
+    place: tuple[int, ...] = (0,) * PATH_NUMBERS
+    bars, at = _unpack_numbers(data, at, 4)
+    camera = [bars]
     for _ in range(frames):
-        down, at = _unpack_varint(data, at)
-        right, at = _unpack_varint(data, at)
-        y, x = y + down, x + right
-        if max(abs(y), abs(x)) > _FARTHEST:
-            raise Corrupt("a camera's path is out of range")
-        path.append((y, x))
-    return tuple(path), at
+        step, at = _unpack_numbers(data, at, PATH_NUMBERS)
+        place = tuple(a + b for a, b in zip(place, step, strict=True))
+        camera.append(place)
+    if max(abs(number) for row in camera for number in row) > _FARTHEST:
+        raise Corrupt("a camera's path is out of range")
+    return tuple(camera), at
+
+
+def _unpack_numbers(data: bytes, at: int, count: int) -> tuple[tuple[int, ...], int]:
+    """So many varints, and where the next thing begins."""
+    numbers = list[int]()
+    for _ in range(count):
+        number, at = _unpack_varint(data, at)
+        numbers.append(number)
+    return tuple(numbers), at
 
 
 def _unpack_varint(data: bytes, at: int) -> tuple[int, int]:

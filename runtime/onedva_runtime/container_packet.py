@@ -43,6 +43,7 @@ from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet, padded_grid
 from onedva_runtime.placement import PATCH_SIZE
 from onedva_runtime.quantiser import Quantiser, to_integers, to_values
+from onedva_runtime.warp import Camera
 
 __all__ = ["SEGMENT", "Coded", "Facts", "Segment", "encode_packet", "join", "split", "store_packet"]
 
@@ -144,7 +145,7 @@ class Coded:
             first_frame=facts.first_frame,
             timestamps=None if facts.timestamps is None else np.array(facts.timestamps, np.int64),
             time_base=header.time_base,
-            camera=None if facts.camera is None else np.array(facts.camera, np.int16),
+            camera=None if facts.camera is None else _camera_of(facts.camera),
             predicted_error=self._errors(),
             model=header.model,
         )
@@ -207,9 +208,15 @@ def _encode(
         first_error=first,
         tile=None if packet.frame_size is None else (*packet.corner, packet.height, packet.width),
         timestamps=None if packet.timestamps is None else tuple(packet.timestamps.tolist()),
-        camera=None if packet.camera is None else tuple((y, x) for y, x in packet.camera.tolist()),
+        camera=None if packet.camera is None else (packet.camera.bars, *map(tuple, packet.camera.path.tolist())),
     )
     return Coded(facts=facts, structural=encoder.bytes(), segments=tuple(segments))
+
+
+def _camera_of(told: tuple[tuple[int, ...], ...]) -> Camera:
+    """A camera as `Facts` tell it."""
+    (top, bottom, left, right), *path = told
+    return Camera(np.array(path, np.int16), (top, bottom, left, right))
 
 
 def join(coded: Coded) -> bytes:

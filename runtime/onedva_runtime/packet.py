@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime import placement
-from onedva_runtime.camera import PARTS
 from onedva_runtime.errors import PacketError
 from onedva_runtime.placement import PATCH_FRAMES, PATCH_SIZE
+from onedva_runtime.warp import LARGEST_SWING, PARTS, PATH_NUMBERS, Camera
 
 __all__ = ["Packet", "as_packet", "padded_frames", "padded_grid", "padded_size"]
 
@@ -70,9 +70,9 @@ class Packet:
     """Presentation time of each real frame (frames,), in ticks of `time_base`."""
     time_base: Fraction | None = None
     """Seconds per tick of `timestamps`."""
-    camera: npt.NDArray[np.int16] | None = None
-    """Where the scene is in each frame that the graphs see (padded_frames, 2), in eighths of a pixel, down and right,
-    where the latents are of a clip that was shifted until it stood still (see `camera`); None where it was not."""
+    camera: Camera | None = None
+    """How the camera moves over the frames that the graphs see, padded_frames and sides of multiples of 16, where the
+    latents are of a clip that was drawn so that its scene stands still; None where it was not."""
     predicted_error: npt.NDArray[np.float32] | None = None
     """Predicted natural log of the MSE on the [-1, 1] scale after each prefix (K,): entry i is for i + 1 latents."""
     model: str = ""
@@ -144,10 +144,7 @@ class Packet:
         if self.predicted_error is not None:
             _check("predicted_error", self.predicted_error, np.float32, (self.tokens,))
         if self.camera is not None:
-            _check("camera", self.camera, np.int16, (self.padded_frames, 2))
-            farthest = PARTS * padded_size(self.height), PARTS * padded_size(self.width)
-            if (np.abs(self.camera.astype(np.int32)) > farthest).any():
-                raise PacketError(f"packet camera must stay within the frame, {self.width}x{self.height} pixels")
+            self._check_camera(self.camera)
         if self.timestamps is not None:
             _check("timestamps", self.timestamps, np.int64, (self.frames,))
             if self.time_base is None or self.time_base <= 0:
@@ -163,6 +160,20 @@ class Packet:
             if np.unique(self.anchors).size != self.tokens:
                 raise PacketError("packet anchors must be unique: at most one latent per grid position")
         return self
+
+    def _check_camera(self, camera: Camera) -> None:
+        """Raise PacketError unless it can be followed."""
+        _check("camera.path", camera.path, np.int16, (self.padded_frames, PATH_NUMBERS))
+        sides = padded_size(self.height), padded_size(self.width)
+        farthest = PARTS * sides[0], PARTS * sides[1], *[LARGEST_SWING] * 4
+        if (np.abs(camera.path.astype(np.int32)) > farthest).any():
+            raise PacketError(
+                f"packet camera must stay within the frame, {self.width}x{self.height} pixels, its scene "
+                "larger or turned by a quarter at most"
+            )
+        top, bottom, left, right = camera.bars
+        if min(camera.bars) < 0 or top + bottom >= sides[0] or left + right >= sides[1]:
+            raise PacketError(f"packet camera's bars must leave some of the frame, got {camera.bars}")
 
     def _check_tile(self) -> None:
         """Raise PacketError unless the packet lies inside the frame that it is part of."""

@@ -15,6 +15,7 @@ from onedva_runtime.errors import PacketError, WrongModel
 from onedva_runtime.limits import Limits
 from onedva_runtime.packet import Packet, padded_frames, padded_grid, padded_size
 from onedva_runtime.prepare import Decibels, reaches
+from onedva_runtime.warp import Camera
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), np.uint8)
 
@@ -39,9 +40,12 @@ BAD_PACKETS: list[tuple[dict[str, Any], str]] = [
     ({"anchors": np.arange(1, 13)}, r"in \[0, 12\), got 1\.\.12"),
     ({"anchors": np.arange(12.0)}, "anchors must be int64"),
     ({"predicted_error": np.zeros(3, np.float32)}, "predicted_error must be float32"),
-    ({"camera": np.zeros((5, 2), np.int64)}, "camera must be int16"),
-    ({"camera": np.zeros((4, 2), np.int16)}, "camera must be int16 of shape"),
-    ({"camera": np.full((5, 2), 385, np.int16)}, "camera must stay within the frame, 48x32 pixels"),
+    ({"camera": Camera(np.zeros((5, 6), np.int64))}, r"camera\.path must be int16"),  # pyright: ignore[reportArgumentType]
+    ({"camera": Camera(np.zeros((4, 6), np.int16))}, "camera.path must be int16 of shape"),
+    ({"camera": Camera(np.full((5, 6), 769, np.int16))}, "camera must stay within the frame, 48x32 pixels"),
+    ({"camera": Camera(np.array([[0, 0, 0, 0, 0, 4097]] * 5, np.int16))}, "larger or turned by a quarter at most"),
+    ({"camera": Camera(np.zeros((5, 6), np.int16), (16, 16, 0, 0))}, "bars must leave some of the frame"),
+    ({"camera": Camera(np.zeros((5, 6), np.int16), (0, 0, -1, 0))}, "bars must leave some of the frame"),
     ({"timestamps": np.zeros(5, np.int64)}, "time_base"),
     ({"fps": 0.0}, "fps must be positive"),
     ({"first_frame": 2**32 - 4}, "first_frame must be from 0"),
