@@ -12,6 +12,8 @@ too. One is used only where it pays: energies along time must fall.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,6 +39,7 @@ Float64 = npt.NDArray[np.float64]
 LEAST_SIDE, LEAST_FRAMES = 64, 3  # of a clip that is looked at: below, a scene and its edges cannot be told apart
 BLACK, EVEN = 24, 12  # levels: bars at an edge are below the one and vary by no more than the other
 CORRELATED_AT, COARSE, FINE = 64, 128, 256  # pixels of the longer side of the pictures that are looked at
+LEAST_PICTURE = 32  # pixels of their shorter side
 LEAST_WAY = 0.08  # pixels that the edges of coarse pictures must move over the clip
 FURTHEST = 0.4  # of a side that the scene may move from where it is in the middle frame
 BLUR = 0.5  # variance in pixels² of the peak that a shift is read from
@@ -46,16 +49,28 @@ SETTLED = 0.04  # pixels: steps below end it
 LONGEST_STEP = 2.0  # pixels
 BLOCK = 16
 FLOOR = 4.0  # levels²: added to errors that weights are of
-# Natural logs: of the energy along time and of squared changes from frame to frame, together, less SHRINKING times what
-# the scene loses of its area. So measured over 84 real clips, they tell whether a path pays, and about how much.
-LEAST_GAIN = 0.08
+# Natural logs: of the energy along time and of squared changes from frame to frame, together, less what the scene loses
+# of its area, and less the share of pixels that stood still, as titles do, and would move. So measured over 84 real
+# clips, they tell whether a path pays, and about how much.
+LEAST_GAIN = 0.12
 SHRINKING = 5.5
+SETTING_MOVING = 50.0
+STILL, MOVING = 4.0, 100.0  # levels², energy of such a pixel before and after
 NOISE = 1.0  # levels²: energies and changes below are noise anyway
 ROOT = 0.25  # of energies whose mean is taken: most of a picture at rest counts for more than its liveliest part
 DOUBTFUL = 0.93  # share of the area below which zoom and turn may be a foreground's: shifts alone are tried, too,
 CAUTION = 0.3  # and taken if they are not worth less by this
 HOPE = 0.15  # how much worse a path by correlation may be before it is refined
 LEAST_PROMISE = 0.02  # what following it must be worth in coarse pictures
+
+
+class Unrest(NamedTuple):
+    """What happens along time in pictures."""
+
+    total: float
+    """Natural log of the energy around each pixel's mean, over blocks, plus that of changes between pictures."""
+    energy: Float32
+    """That of every second pixel of every second row, levels²."""
 
 
 def find_camera(frames: Uint8) -> Camera | None:
@@ -76,7 +91,7 @@ def find_camera(frames: Uint8) -> Camera | None:
     fine = _pictures(green, step)
     moves[:, :2] *= coarse_step / step
     moves = _refined(moves, fine, rounds=FEWER_ROUNDS)
-    found, worth = _judged(moves, fine, _restlessness(fine))
+    found, worth = _judged(moves, fine, _unrest(fine))
     if found is None or worth < LEAST_GAIN:
         return None
     path = found.path.astype(np.int64)
@@ -87,7 +102,7 @@ def find_camera(frames: Uint8) -> Camera | None:
 def _found(pictures: Uint8, correlated: Float64) -> Float64 | None:
     """The moves (T, 6) of pictures (T, H, W, 1) that are worth most, found from standing still and from shifts by
     correlation; None where nothing moves, or none is worth anything."""
-    before, best, found = _restlessness(pictures), LEAST_PROMISE, None
+    before, best, found = _unrest(pictures), LEAST_PROMISE, None
 
     def look(start: Float64, *, numbers: int, caution: float = 0.0) -> None:
         nonlocal best, found
@@ -99,31 +114,33 @@ def _found(pictures: Uint8, correlated: Float64) -> Float64 | None:
     look(np.zeros_like(correlated), numbers=PATH_NUMBERS)
     # correlation tells what is further away than slopes lead; a wrong start makes things worse, mostly by far
     near = found is not None and np.abs(found - correlated)[:, :2].max() < LONGEST_STEP / 2
-    if near or not _usable(correlated, pictures) or _rest(_camera(correlated), pictures) > before + HOPE:
+    if near or not _usable(correlated, pictures):
+        return found
+    if _unrest(hold_still(pictures, _camera(correlated))).total > before.total + HOPE:
         return found
     look(correlated, numbers=PATH_NUMBERS)
-    if found is None or shrinkage(_camera(found), *pictures.shape[1:3]) < DOUBTFUL:
+    if found is None:
+        look(correlated, numbers=2)
+    elif shrinkage(_camera(found), *pictures.shape[1:3]) < DOUBTFUL:
         look(correlated, numbers=2, caution=CAUTION)
     return found
 
 
-def _judged(moves: Float64, pictures: Uint8, before: float) -> tuple[Camera | None, float]:
-    """The camera of pictures that moves so, and what it saves of the restlessness `before`, less what it costs."""
+def _judged(moves: Float64, pictures: Uint8, before: Unrest) -> tuple[Camera | None, float]:
+    """The camera of pictures that moves so, and what it saves of the unrest `before`, less what it costs."""
     if not _usable(moves, pictures):
         return None, -np.inf
     camera = _camera(moves)
+    after = _unrest(hold_still(pictures, camera))
     lost = float(np.log(shrinkage(camera, *pictures.shape[1:3])))
-    return camera, before - _rest(camera, pictures) + SHRINKING * lost
-
-
-def _rest(camera: Camera, pictures: Uint8) -> float:
-    """The restlessness of pictures that are held still."""
-    return _restlessness(hold_still(pictures, camera))
+    set_moving = float(((before.energy < STILL) & (after.energy > MOVING)).mean())
+    return camera, before.total - after.total + SHRINKING * lost - SETTING_MOVING * set_moving
 
 
 def _step(frames: Uint8, side: int) -> int:
-    """How many pixels of frames (T, H, W) become one in pictures whose longer side is about `side`."""
-    return max(1, round(max(frames.shape[1:]) / side))
+    """How many pixels of frames (T, H, W) become one in pictures whose longer side is about `side`, the shorter one at
+    least LEAST_PICTURE."""
+    return max(1, min(round(max(frames.shape[1:]) / side), min(frames.shape[1:]) // LEAST_PICTURE))
 
 
 def _pictures(green: Uint8, step: int) -> Uint8:
@@ -246,16 +263,15 @@ def _refined(moves: Float64, pictures: Uint8, *, rounds: int, numbers: int = PAT
     return moves
 
 
-def _restlessness(pictures: Uint8) -> float:
-    """What happens along time in pictures (T, H, W, 1), as a natural log: energy around each pixel's mean, over blocks,
-    plus squared changes from picture to picture."""
+def _unrest(pictures: Uint8) -> Unrest:
+    """What happens along time in pictures (T, H, W, 1)."""
     count, height, width, _ = pictures.shape
     rows, columns = height // BLOCK, width // BLOCK
     values = pictures[:, : rows * BLOCK : 2, : columns * BLOCK : 2, 0].astype(np.float32)
     change = values[1:] - values[:-1]
     changed = np.einsum("thw,thw->", change, change) / change.size
     mean = values.mean(axis=0)
-    energy = np.einsum("thw,thw->hw", values, values) / count - mean * mean
+    energy = np.maximum(np.einsum("thw,thw->hw", values, values) / count - mean * mean, 0)
     blocks = energy.reshape(rows, BLOCK // 2, columns, BLOCK // 2).mean(axis=(1, 3))
-    rest = ((np.maximum(blocks, 0) + NOISE) ** ROOT).mean()
-    return float(np.log(rest) / ROOT + np.log(changed + NOISE))
+    along_time = ((blocks + NOISE) ** ROOT).mean()
+    return Unrest(float(np.log(along_time) / ROOT + np.log(changed + NOISE)), energy)

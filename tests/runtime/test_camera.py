@@ -47,7 +47,7 @@ def test_zoom_turn_and_shear_are_found(size: tuple[int, int], bend: tuple[int, .
     np.testing.assert_allclose(path[:, 2:] * edge / SWING, wanted[:, 2:] * edge / SWING, atol=0.4)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 272), (272, 128), (240, 256)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 272), (272, 128), (240, 256), (64, 1040)])
 def test_sizes_of_frames_and_tiles(height: int, width: int) -> None:
     path = path_of(pan(height=height, width=width, down=1, right=1))
     assert np.abs(path[:, :2] - PARTS * (np.arange(17)[:, None] - 8)).max() <= PARTS // 3
@@ -91,6 +91,16 @@ def test_black_bars_stay_where_they_are_and_what_is_between_them_is_followed() -
     assert psnr(held[8:9].repeat(17, axis=0), held) > psnr(frames[8:9].repeat(17, axis=0), frames) + 8
     assert psnr(frames, follow(held, camera)) > 38
     assert find_camera(np.full((17, 128, 128, 3), 10, np.uint8)) is None
+
+
+def test_a_title_over_a_trembling_scene_stays_where_it_is() -> None:
+    way = np.random.default_rng(0).integers(-PARTS, PARTS, (17, 6)).astype(np.int16)
+    way[:, 2:] = way[8] = 0
+    frames = filmed(way)
+    assert find_camera(frames) is not None
+    title = np.random.default_rng(1).random((16, 24)) < 0.5  # letters of 4 by 4 pixels
+    frames[:, 40:104, 32:128][:, title.repeat(4, axis=0).repeat(4, axis=1)] = 255
+    assert find_camera(frames) is None
 
 
 def test_a_switch_is_true_or_false(tiny: VideoCodec) -> None:
