@@ -209,12 +209,17 @@ def external(name: str, weights: Path) -> onnx.TensorProto:
     return tensor
 
 
-def encode_reference(frames: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the encoder computes from padded frames (T, H, W, 3): structural (Tg, Hg, Wg, 3), latents (K, 3)."""
+def patch_means(frames: np.ndarray) -> np.ndarray:
+    """The mean colour in [-1, 1] of each patch of padded frames (T, H, W, 3): (Tg, Hg, Wg, 3)."""
     video = frames.astype(np.float32) / np.float32(127.5) - np.float32(1)
     video = np.concatenate([video[:1]] * 3 + [video])
     groups, height, width = len(video) // 4, video.shape[1] // 16, video.shape[2] // 16
-    mean = video.reshape(groups, 4, height, 16, width, 16, 3).mean((1, 3, 5), dtype=np.float64).astype(np.float32)
+    return video.reshape(groups, 4, height, 16, width, 16, 3).mean((1, 3, 5), dtype=np.float64).astype(np.float32)
+
+
+def encode_reference(frames: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the encoder computes from padded frames (T, H, W, 3): structural (Tg, Hg, Wg, 3), latents (K, 3)."""
+    mean = patch_means(frames)
     structural = np.round(mean * 4) / np.float32(4)
     return structural, (mean - structural).reshape(-1, 3)[anchors]
 

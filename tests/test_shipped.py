@@ -83,7 +83,7 @@ def test_onnxruntime_decodes_what_pytorch_decodes(
     packet = codec.encode_clip(clip, tokens=96)
     noise = gaussian(3, first_frame=0, frames=17, height=128, width=160)
     with torch.inference_mode():
-        z = model.encode(to_video(torch.from_numpy(clip)[None]), tokens=96).latent_dist.mode()
+        z = model.encode(to_video(torch.from_numpy(clip)[None]), tokens=96, follow_camera=True).latent_dist.mode()
         video = model.decode(z, num_steps=steps, noise=torch.from_numpy(noise)[None]).sample[0]
     pixels = ((video + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
     assert psnr(pixels, codec.decode_clip(packet, num_steps=steps, seed=3)) >= bar

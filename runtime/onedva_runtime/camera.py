@@ -197,7 +197,7 @@ def _shrunk(pictures: Uint8, step: int) -> Float32:
     """Means of step × step pixels: (T, H, W) → (T, H // step, W // step)."""
     _, height, width = pictures.shape
     rows, columns = height // step * step, width // step * step
-    tall = pictures[:, 0:rows:step, :columns].astype(np.uint16)
+    tall = pictures[:, 0:rows:step, :columns].astype(np.uint16 if step <= 257 else np.uint32)
     for start in range(1, step):
         tall += pictures[:, start:rows:step, :columns]
     wide = tall[:, :, ::step].astype(np.float32)

@@ -66,7 +66,7 @@ def test_runtime_decodes_what_pytorch_decodes(bundle: Path):
     assert packet.tokens == 48
     with torch.inference_mode():
         video = to_video(torch.from_numpy(frames)[None])
-        z = model.encode(video, tokens=37).latent_dist.mode()
+        z = model.encode(video, tokens=37, follow_camera=True).latent_dist.mode()
         preview = model.decode(z, num_steps=0).sample[0]
     assert np.array_equal(z.anchors[0].numpy(), packet.anchors)
     assert np.allclose(z.latents[0].numpy(), packet.latents, atol=1e-4)

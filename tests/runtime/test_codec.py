@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onedva_runtime import placement
@@ -43,8 +43,9 @@ def test_any_size_and_length_is_what_the_graphs_compute_and_comes_back(
     fake: ModuleType, codec: VideoCodec, frames: int, height: int, width: int, tokens: int | str
 ) -> None:
     clip = video(frames, height, width)
-    packet = codec.encode_clip(clip, tokens=tokens, first_frame=7)
     whole = padded(clip)
+    assume(np.abs(4 * fake.patch_means(whole) % 1 - 0.5).min() > 1e-5)  # a half may round either way
+    packet = codec.encode_clip(clip, tokens=tokens, first_frame=7, follow_camera=False)
     structural, latents = fake.encode_reference(whole, packet.anchors)
     np.testing.assert_allclose(packet.structural, structural, atol=1e-6)
     np.testing.assert_allclose(packet.latents, latents, atol=1e-4)  # ONNX Runtime sums 1024 pixels in float32
