@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -65,12 +65,13 @@ def encoded_clips(
         batch_size=choice.batch,
     )
     asked = parse_tokens(choice.tokens)
-    clips = missed = 0
+    clips = missed = most = 0
 
     def watched(packets: list[Packet]) -> Iterator[list[Packet]]:
-        nonlocal clips, missed
+        nonlocal clips, missed, most
         for clip in by_clip(packets):
             clips += 1
+            most = max(most, *(packet.tokens for packet in clip))
             missed += isinstance(asked, Decibels) and not all(reaches(packet, asked) for packet in clip)
             yield clip
 
@@ -80,11 +81,18 @@ def encoded_clips(
             shift = min(0, int(timestamps[0]))
         yield from watched(encoder.push(frames, timestamps - shift))
     yield from watched(encoder.flush())
+    if clips and isinstance(asked, int) and most < asked:
+        logger.warning("%d latents were asked for; clips of this size carry up to %d with this model", asked, most)
     if missed:
         logger.warning(
             "%d of %d clips are predicted to stay below %s even with all the latents they can have",
             *(missed, clips, choice.tokens),
         )
+
+
+def followed(clip: Sequence[Packet]) -> bool:
+    """Whether the camera of a clip, or of one of its tiles, was followed."""
+    return any(packet.camera is not None for packet in clip)
 
 
 def by_clip(packets: Iterable[Packet]) -> Iterator[list[Packet]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
+from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips, followed
 from onedva.commands.console import Terminal, check_output
 from onedva.commands.failures import Incomplete
 from onedva.commands.pipes import data_out, is_pipe, open_source, opened_data, owned, shown, uneven
@@ -110,7 +110,7 @@ def encode_file(
     from onedva_runtime.video_sandbox import SandboxedReader
 
     start = time.perf_counter()
-    coded: list[tuple[int, int, bool]] = []  # frames, latents and kind of each clip
+    coded: list[tuple[int, int, bool, bool]] = []  # frames, latents, kind of each clip, and if its camera was followed
     with (
         data_out(wanted=is_pipe(target)) as stdout,
         ExitStack() as opened,
@@ -131,13 +131,14 @@ def encode_file(
             def packets() -> Iterator[Packet]:
                 for clip in clips:
                     yield from clip
-                    coded.append((clip[0].frames, sum(packet.tokens for packet in clip), clip[0].is_key))
+                    tokens = sum(packet.tokens for packet in clip)
+                    coded.append((clip[0].frames, tokens, clip[0].is_key, followed(clip)))
                     advance(clip[0].frames)
 
             options = {"quantiser": quantiser, "fps": info.fps, "colour": str(info.colour)}
             size = save_packets(stdout or target, packets(), **options, overwrite=force)
         seconds = time.perf_counter() - start
-        frames = sum(count for count, _, _ in coded)
+        frames = sum(count for count, *_ in coded)
         document = {
             "source": str(source),
             "target": str(target),
@@ -147,8 +148,9 @@ def encode_file(
             "frames": frames,
             "fps": float(info.fps),
             "clips": len(coded),
-            "key_clips": sum(is_key for _, _, is_key in coded),
-            "tokens": [count for _, count, _ in coded],
+            "key_clips": sum(is_key for _, _, is_key, _ in coded),
+            "followed_clips": sum(follows for *_, follows in coded),
+            "tokens": [count for _, count, *_ in coded],
             "source_bytes": None if is_pipe(source) else source.stat().st_size,
             "bytes": size,
             "bits_per_pixel": 8 * size / (frames * info.width * info.height),
@@ -291,6 +293,8 @@ def _coded_table(verb: str, document: dict[str, Any]) -> Table:
         ["video", f"{document['width']}×{document['height']}, {document['frames']} frames, {document['fps']:.3f} fps"],
         ["latents per clip", f"{spread(document['tokens'] or [0])} ({counted(document['clips'], 'clip')})"],
     ]
+    if document.get("followed_clips"):
+        rows.append(["camera followed", f"in {document['followed_clips']} of {counted(document['clips'], 'clip')}"])
     if "bytes" in document:
         rate = f"{document['kbps']:.1f} kbit/s, {document['bits_per_pixel']:.4f} bits per pixel"
         rows.append(["size", f"{document['bytes']:,} bytes, {rate}"])

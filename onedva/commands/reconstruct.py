@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips
+from onedva.commands.clip_streams import StreamChoice, decoded_clips, encoded_clips, followed
 from onedva.commands.coding import CodecChoice, as_stored, check_tokens, codec_facts, refuse_truncated, spread
 from onedva.commands.console import Terminal, check_output, write_whole
 from onedva.commands.fidelity import PSNR_CAP, Fidelity
@@ -127,6 +127,7 @@ def reconstruct_file(
     fidelity, album, sources = Fidelity(), Album(), Sources()
     lengths: list[int] = []
     sizes: list[int] = []
+    follows: list[bool] = []
     begun = time.perf_counter()
     with ExitStack() as stack:
         reader = stack.enter_context(open_reader(source))
@@ -135,6 +136,7 @@ def reconstruct_file(
 
         def stored(clips: Iterable[list[Packet]]) -> Iterator[Packet]:
             for clip in clips:
+                follows.append(followed(clip))
                 for packet in clip:
                     kept, size = as_stored(packet, quantiser)
                     sizes.append(size)
@@ -184,6 +186,7 @@ def reconstruct_file(
         "steps": steps,
         "seed": seed,
         "clips": len(lengths),
+        "followed_clips": sum(follows),
         "tokens": lengths,
         "bits": bits,
         "bits_per_pixel": bits / (count * info.width * info.height),
@@ -213,5 +216,8 @@ def fidelity_table(document: dict[str, Any]) -> Table:
         ["decoding", f"{where}, {steps_text(document['steps'])}, seed {document['seed']}"],
         ["time", f"{seconds:.2f} s, {frames / max(seconds, 1e-9):.1f} frames per second"],
     ]
+    if document["followed_clips"]:
+        where_followed = f"in {document['followed_clips']} of {counted(document['clips'], 'clip')}"
+        rows.insert(4, ["camera followed", where_followed])
     rows += [[name, document[name]] for name in ("target", "picture") if document[name]]
     return Table(title=f"onedva reconstruct {document['source']}", columns=["", ""], rows=rows, text=True)

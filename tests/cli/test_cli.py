@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scenery import pan
 from typer.testing import Result
 
-from onedva_runtime.video_io import read_video
+from onedva_runtime.video_io import VideoWriter, read_video
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Run = Callable[..., Result]
@@ -78,6 +80,27 @@ def test_a_quality_out_of_reach_is_told(run: Run, video: Path, tmp_path: Path) -
     told = run("encode", video, tmp_path / "a.odva", "--tokens", "90dB")
     assert told.exit_code == 0 and "of 2 clips are predicted to stay below 90dB" in told.stderr
     assert "predicted" not in run("encode", video, tmp_path / "b.odva", "--tokens", "16").stderr
+
+
+def test_more_latents_than_a_clip_carries_is_told(run: Run, video: Path, tmp_path: Path) -> None:
+    told = run("encode", video, tmp_path / "a.odva", "--tokens", "5000", "--json")
+    assert "5000 latents were asked for; clips of this size carry up to" in told.stderr
+    most = max(json.loads(told.stdout)["tokens"])
+    assert f"carry up to {most} with this model" in told.stderr
+    assert "asked for" not in run("encode", video, tmp_path / "b.odva", "--tokens", most, "--json").stderr
+
+
+def test_where_a_camera_was_followed_is_told(run: Run, video: Path, tmp_path: Path) -> None:
+    moving = tmp_path / "pan.mp4"
+    with VideoWriter(moving, width=160, height=128, fps=Fraction(25)) as writer:
+        writer.write(pan(30, 128, 160))
+    for verb, target in (("encode", "a.odva"), ("reconstruct", "a.mp4")):
+        report = json.loads(run(verb, moving, tmp_path / target, "--tokens", "16", "--json").stdout)
+        assert (report["clips"], report["followed_clips"]) == (2, 2)
+        assert "in 2 of 2 clips" in run(verb, moving, tmp_path / target, "--tokens", "16", "--force").stdout
+        left = run(verb, moving, tmp_path / target, "--force", "--no-follow-camera", "--json")
+        assert json.loads(left.stdout)["followed_clips"] == 0
+    assert "camera followed" not in run("encode", video, tmp_path / "still.odva").stdout
 
 
 def test_times_before_zero_start_at_zero(
