@@ -1,6 +1,8 @@
 """The OpenVINO backend: the numbers of ONNX Runtime at fp32, within their bars at coarser dtypes, from many threads."""
 
 import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -228,3 +230,16 @@ def test_a_shape_that_is_there_does_not_wait_for_one_that_is_compiled(
             go_on.set()
         assert len({other.result().structural.tobytes() for other in others}) == 1
     assert made == ["encoder"]
+
+
+def test_it_is_loaded_without_what_reports_over_the_network() -> None:
+    code = """
+import sys
+from onedva_runtime.backends.openvino_graphs import core
+core()
+print([name for name in sys.modules if name.startswith(("openvino.tools.ovc", "openvino_telemetry"))])
+import openvino
+print(callable(openvino.convert_model), "openvino.tools.ovc" in sys.modules, hasattr(openvino, "no_such"))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["[]", "True True False"]

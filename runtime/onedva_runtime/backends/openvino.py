@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onedva_runtime.backends import LATENT_INPUTS, Condition, Float32, cpu_name, usable_cores
-from onedva_runtime.backends.openvino_graphs import CompiledGraphs, Lease, core, last_line
+from onedva_runtime.backends.openvino_graphs import CompiledGraphs, Lease, core, last_line, load_openvino
 from onedva_runtime.backends.openvino_split import MEETING, split_encoder
 from onedva_runtime.errors import BackendError, BundleError
 from onedva_runtime.private_cache import cache_key, private_folder, trim
@@ -77,14 +77,12 @@ class OpenVinoBackend:
 
     def _disk_cache(self) -> dict[str, str]:
         """The setting that keeps compiled graphs, in a folder for exactly this bundle, version, precision and CPU."""
-        import openvino
-
         files = self._bundle.manifest.files
         graphs = {graph: files[spec.file].sha256 for graph, spec in self._bundle.manifest.graphs.items()}
         facts = [
             graphs,
             {graph: files[self._bundle.manifest.weights_of(graph)].sha256 for graph in graphs},
-            openvino.__version__,
+            load_openvino().__version__,
             self._settings,
             self.dtype,
             cpu_name(),

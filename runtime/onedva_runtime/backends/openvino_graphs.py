@@ -6,11 +6,13 @@ needs no compilation. Compiled graphs stay in memory for the shapes used last.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from onedva_runtime.errors import BackendError
 from onedva_runtime.turns import Turns
 
-__all__ = ["CompiledGraphs", "Lease", "core", "last_line"]
+__all__ = ["CompiledGraphs", "Lease", "core", "last_line", "load_openvino"]
 
 # graphs in memory, about 25 MB of weights each for `tiny`: all seven that encodes and decodes of any number of steps
 # use, for each of four sizes or clip lengths, and the golden test's. With fewer, threads of mixed sizes would compile
@@ -135,10 +137,33 @@ def core() -> Any:
     """OpenVINO's entry point. One per process: each loads its own copy of the plugins."""
     global _shared_core
     if _shared_core is None:
+        _shared_core = load_openvino().Core()
+    return _shared_core
+
+
+def load_openvino() -> Any:
+    """The module `openvino`, without its converter of models, which nothing here needs: with it, every import reports
+    over the network and takes a tenth of a second longer. Others in the process get it when they ask for it.
+    """
+    converter = "openvino.tools.ovc"
+    if "openvino" in sys.modules:
         import openvino
 
-        _shared_core = cast(Any, openvino).Core()
-    return _shared_core
+        return openvino
+    absent = cast(dict[str, Any], sys.modules)
+    absent[converter] = None  # importing it fails now, which openvino allows
+    try:
+        import openvino
+    finally:
+        del absent[converter]
+
+    def asked(name: str) -> Any:
+        if name != "convert_model":
+            raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+        return import_module(converter).convert_model
+
+    openvino.__dict__.setdefault("__getattr__", asked)
+    return openvino
 
 
 _shared_core: Any = None
