@@ -20,10 +20,12 @@ from onedva.crops import crop_run
 from onedva.data import Clip
 from onedva.decoder import share_of_usual
 from onedva.lapped import LINE, fit_overlap, prefilter
-from onedva.model import OneDVA, to_video
+from onedva.model import OneDVA, drawn, to_video
 from onedva.patches import PatchPCA, PatchStatistics, patchify
 from onedva.transform import FIRST_GROUP, PatchTransform, Size
 from onedva_runtime import placement
+from onedva_runtime.camera import find_camera
+from onedva_runtime.warp import hold_still
 
 CROP = 256
 RIDGE = 1e-3  # of the mean squared feature; keeps rarely seen combinations near zero
@@ -37,11 +39,12 @@ SMALLEST_STD = 1e-4  # of a latent; keeps directions that training clips never u
 
 
 def random_crops(
-    clips: Sequence[Clip], *, frames: int, per_clip: int, seed: int, varied: bool = False
+    clips: Sequence[Clip], *, frames: int, per_clip: int, seed: int, varied: bool = False, held: bool = False
 ) -> Iterator[Tensor]:
     """Crops of frames×256×256 (less of a smaller clip), `per_clip` of each, one by one: video (1, 3, T, H, W).
 
-    varied: of several scales and speeds, mirrored and backwards, as training has them (`onedva.crops.crop_run`).
+    varied: of several scales and speeds, mirrored and backwards, as training has them (`onedva.crops.crop_run`). held:
+    with their scene held still where their camera moves, as the codec shows them to a model.
     """
     random = np.random.default_rng(seed)
     for clip in clips:
@@ -50,12 +53,12 @@ def random_crops(
         for _ in range(per_clip):
             if varied:
                 crop, _ = crop_run(clip, run=frames, height=tall, width=wide, random=random)
-                yield to_video(torch.from_numpy(crop)[None])
-                continue
-            start = random.integers(0, total - frames + 1)
-            top, left = random.integers(0, height - tall + 1), random.integers(0, width - wide + 1)
-            crop = np.array(clip.frames[start : start + frames, top : top + tall, left : left + wide])
-            yield to_video(torch.from_numpy(crop)[None])
+            else:
+                start = random.integers(0, total - frames + 1)
+                top, left = random.integers(0, height - tall + 1), random.integers(0, width - wide + 1)
+                crop = np.array(clip.frames[start : start + frames, top : top + tall, left : left + wide])
+            camera = find_camera(crop) if held else None
+            yield to_video(torch.from_numpy(crop if camera is None else hold_still(crop, camera))[None])
 
 
 def fit_pca(
@@ -64,16 +67,17 @@ def fit_pca(
     *,
     overlap: Tensor | None = None,
     poses: int = 1,
+    held: bool = False,
     per_clip: int = 4,
     seed: int = 0,
 ) -> PatchPCA:
     """Principal components of the patches of random crops, the same number from every clip.
 
     overlap (16, 16): of patches that `onedva.lapped.prefilter` makes with it; without, of plain ones. poses: see
-    `PatchStatistics.pca`.
+    `PatchStatistics.pca`. held: see `random_crops`.
     """
     statistics = PatchStatistics()
-    for video in random_crops(clips, frames=17, per_clip=per_clip, seed=seed):
+    for video in random_crops(clips, frames=17, per_clip=per_clip, seed=seed, held=held):
         statistics.add(patchify(video if overlap is None else prefilter(video, overlap)))
     return statistics.pca(components, poses=poses)
 
@@ -94,7 +98,7 @@ def linear_start(config: OneDVAConfig, clips: Sequence[Clip], *, seed: int = 0) 
     torch.manual_seed(seed)
     model = OneDVA(config)
     overlap = transform_of(model).overlap.copy_(fit_overlap(lines_of(clips)))
-    fit_transform(model, clips, fit_pca(clips, config.components, overlap=overlap, poses=config.poses))
+    fit_transform(model, clips, fit_pca(clips, config.components, overlap=overlap, poses=config.poses, held=True))
     fit_log_variance(model, clips)
     fit_context(model, clips)
     return model
@@ -125,7 +129,7 @@ def fit_transform(
     transform.basis.copy_(pca.components)
     transform.mean.copy_(pca.mean)
     groups, size = transform.max_groups, transform.components
-    crops = random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed, varied=varied)
+    crops = random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed, varied=varied, held=True)
     columns, weights = columns_of(transform, crops, count=len(clips) * per_clip, seed=seed)
     of_groups = (columns.T.square() @ weights / weights.sum()).reshape(groups, size)
     transform.coefficient_std.copy_(of_groups.mean(0).sqrt().clamp(min=SMALLEST_STD))
@@ -226,7 +230,7 @@ def fit_log_variance(model: OneDVA, clips: Sequence[Clip], *, per_clip: int = 2,
     seen: list[Tensor] = []
     hook = decoder.log_variance.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, 3)))
     products, targets = torch.zeros(size, size), torch.zeros(size, 1)
-    for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed):
+    for video in random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed, held=True):
         grid = placement.grid_of(*video.shape[2:])
         condition = model.condition(model.encode(video, tokens=random_length(random, grid, config)).latent_dist.mode())
         left = transform.shown(transform.cut(video - condition.preview)) / transform.remainder_std
@@ -267,15 +271,19 @@ def fit_context_after(model: OneDVA, crops: Iterable[Tensor], *, links: int, ran
         tokens, given = random_length(random, placement.grid_of(1 + new, *video.shape[3:]), config), None
         for index in range(links):
             clip = video[:, :, index * new : (index + 1) * new + 1]
-            z = model.encode(clip, tokens=tokens, is_key=torch.tensor([index == 0])).latent_dist.mode()
+            is_key = torch.tensor([index == 0])
+            z = model.encode(clip, tokens=tokens, is_key=is_key, follow_camera=True).latent_dist.mode()
             given = model.decode(z, context_frame=given).sample[:, :, -1]
         assert given is not None
-        video = video[:, :, -new - 1 :]
-        z = model.encode(video, tokens=tokens, is_key=torch.zeros(1, dtype=torch.bool)).latent_dist.mode()
+        video, is_key = video[:, :, -new - 1 :], torch.zeros(1, dtype=torch.bool)
+        z = model.encode(video, tokens=tokens, is_key=is_key, follow_camera=True).latent_dist.mode()
+        assert z.cameras is not None
+        # as the model sees them
+        video, frame = drawn(video, z.cameras, hold_still), drawn(given[:, :, None], z.cameras, hold_still)
         _, preview, lacks = (part.flatten(2, 3) for part in decoder.context_parts(model.condition(z)))
         left = transform.coefficients(transform.cut(video).flatten(2, 3)) - preview
         weight = crop_weight(left[:, 1:].square().sum(-1).mean() / PATCH_VALUES)
-        beyond = transform.coefficients(transform.cut(given[:, :, None]).flatten(2, 3)) - preview  # (1, Tg, P, R)
+        beyond = transform.coefficients(transform.cut(frame).flatten(2, 3)) - preview  # (1, Tg, P, R)
         differs = share_of_usual(beyond, transform) / lacks.exp()
         for index, scale in enumerate(CONTEXT_SCALES):
             shown = beyond / (1 + (differs / scale).square())
