@@ -90,17 +90,18 @@ def test_more_latents_than_a_clip_carries_is_told(run: Run, video: Path, tmp_pat
     assert "asked for" not in run("encode", video, tmp_path / "b.odva", "--tokens", most, "--json").stderr
 
 
-def test_where_a_camera_was_followed_is_told(run: Run, video: Path, tmp_path: Path) -> None:
-    moving = tmp_path / "pan.mp4"
-    with VideoWriter(moving, width=160, height=128, fps=Fraction(25)) as writer:
-        writer.write(pan(30, 128, 160))
+def test_where_a_camera_was_followed_is_told(run: Run, tmp_path: Path) -> None:
+    moving, still = tmp_path / "pan.mp4", tmp_path / "still.mp4"
+    for path, frames in ((moving, pan(30, 128, 160)), (still, pan(1, 128, 160).repeat(5, axis=0))):
+        with VideoWriter(path, width=160, height=128, fps=Fraction(25)) as writer:
+            writer.write(frames)
     for verb, target in (("encode", "a.odva"), ("reconstruct", "a.mp4")):
         report = json.loads(run(verb, moving, tmp_path / target, "--tokens", "16", "--json").stdout)
         assert (report["clips"], report["followed_clips"]) == (2, 2)
         assert "in 2 of 2 clips" in run(verb, moving, tmp_path / target, "--tokens", "16", "--force").stdout
         left = run(verb, moving, tmp_path / target, "--force", "--no-follow-camera", "--json")
         assert json.loads(left.stdout)["followed_clips"] == 0
-    assert "camera followed" not in run("encode", video, tmp_path / "still.odva").stdout
+    assert "camera followed" not in run("encode", still, tmp_path / "still.odva").stdout
 
 
 def test_times_before_zero_start_at_zero(

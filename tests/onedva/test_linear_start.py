@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scenery import pan
 from torch import Tensor
 
 from onedva import linear_start
@@ -54,6 +55,21 @@ def test_components_are_fit_on_as_many_crops_of_every_clip(monkeypatch: pytest.M
     torch.testing.assert_close(pca.mean, torch.full((3072,), 0.5 / 127.5 - 1))  # half zeros, half ones
 
 
+def test_crops_are_held_still_where_their_camera_moves() -> None:
+    clips = [Clip("pan", pan(17, 96, 112, down=0, right=2), 24.0)]
+    (filmed,), (held,) = (
+        list(random_crops(clips, frames=17, per_clip=1, seed=0, held=choice)) for choice in (False, True)
+    )
+    assert filmed.shape == held.shape == (1, 3, 17, 96, 112)
+    changes = [video.diff(dim=2).abs().mean().item() for video in (filmed, held)]
+    assert changes[1] < 0.3 * changes[0]
+    still = [Clip("still", pan(1, 96, 112).repeat(17, axis=0), 24.0)]
+    (one,), (other,) = (
+        list(random_crops(still, frames=17, per_clip=1, seed=0, held=choice)) for choice in (False, True)
+    )
+    assert torch.equal(one, other)
+
+
 def test_directions_are_fit_on_crops_of_many_kinds(make_frames: Callable[..., np.ndarray]) -> None:
     """As many of every clip, of one size, the same for a seed; mirrored, backwards and scaled ones too."""
     clips = [Clip("clip", make_frames(1, 40, 96, 112)[0], 24.0)]
@@ -78,8 +94,8 @@ def test_the_linear_start_is_the_same_every_time(
 ) -> None:
     asked: list[tuple[int, Tensor]] = []
 
-    def fit(given: list[Clip], components: int, *, overlap: Tensor, poses: int) -> PatchPCA:
-        assert poses == 4
+    def fit(given: list[Clip], components: int, *, overlap: Tensor, poses: int, held: bool) -> PatchPCA:
+        assert poses == 4 and held
         asked.append((components, overlap.clone()))
         return pca
 
