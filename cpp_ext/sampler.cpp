@@ -18,8 +18,8 @@
 #include "arithmetic.h"
 #include "clones.h"
 #include "detail.h"
-#include "warp.h"
 #include "share.h"
+#include "warp.h"
 #if defined(ONEDVA_CUDA)
 #include "kernels.h"
 #endif
