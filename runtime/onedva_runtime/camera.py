@@ -60,7 +60,8 @@ NOISE = 1.0  # levels²: energies and changes below are noise anyway
 ROOT = 0.25  # of energies whose mean is taken: most of a picture at rest counts for more than its liveliest part
 DOUBTFUL = 0.93  # share of the area below which zoom and turn may be a foreground's: shifts alone are tried, too,
 CAUTION = 0.3  # and taken if they are not worth less by this
-HOPE = 0.15  # how much worse a path by correlation may be before it is refined
+LEAST_SHARE = 0.03  # of errors that a first step from standing still must promise to remove, or it is the last
+LEAST_HOPE = 0.1  # what a path by correlation must save of the unrest before it is refined
 LEAST_PROMISE = 0.02  # what following it must be worth in coarse pictures
 
 
@@ -104,19 +105,21 @@ def _found(pictures: Uint8, correlated: Float64) -> Float64 | None:
     correlation; None where nothing moves, or none is worth anything."""
     before, best, found = _unrest(pictures), LEAST_PROMISE, None
 
-    def look(start: Float64, *, numbers: int, caution: float = 0.0) -> None:
+    def look(start: Float64, *, numbers: int, least: float = 0.0, caution: float = 0.0) -> None:
         nonlocal best, found
-        moves = _refined(start, pictures, rounds=ROUNDS, numbers=numbers)
+        moves = _refined(start, pictures, rounds=ROUNDS, numbers=numbers, least=least)
+        if _way(moves, pictures) < LEAST_WAY:
+            return
         camera, worth = _judged(moves, pictures, before)
-        if camera is not None and worth > best - caution and _way(moves, pictures) >= LEAST_WAY:
+        if camera is not None and worth > best - caution:
             best, found = worth, moves
 
-    look(np.zeros_like(correlated), numbers=PATH_NUMBERS)
+    look(np.zeros_like(correlated), numbers=PATH_NUMBERS, least=LEAST_SHARE)
     # correlation tells what is further away than slopes lead; a wrong start makes things worse, mostly by far
     near = found is not None and np.abs(found - correlated)[:, :2].max() < LONGEST_STEP / 2
     if near or not _usable(correlated, pictures):
         return found
-    if _unrest(hold_still(pictures, _camera(correlated))).total > before.total + HOPE:
+    if _unrest(hold_still(pictures, _camera(correlated))).total > before.total - LEAST_HOPE:
         return found
     look(correlated, numbers=PATH_NUMBERS)
     if found is None:
@@ -230,9 +233,12 @@ def _steps(pictures: Float32) -> Float64:
     return np.stack([signed[0] + down, signed[1] + right], axis=1)
 
 
-def _refined(moves: Float64, pictures: Uint8, *, rounds: int, numbers: int = PATH_NUMBERS) -> Float64:
+def _refined(
+    moves: Float64, pictures: Uint8, *, rounds: int, numbers: int = PATH_NUMBERS, least: float = 0.0
+) -> Float64:
     """The moves (T, 6) that bring all pictures (T, H, W, 1) closest to their mean: Gauss-Newton steps on each one's,
-    or on the first `numbers` of them. Pixels where something moves by itself count less."""
+    or on the first `numbers` of them. Pixels where something moves by itself count less. It ends where a step promises
+    to remove less than this share of the errors, `least`."""
     height, width = pictures.shape[1:3]
     inside = np.s_[MARGIN : height - MARGIN : 2, MARGIN : width - MARGIN : 2]
     reach = max(height, width) / 2
@@ -251,12 +257,16 @@ def _refined(moves: Float64, pictures: Uint8, *, rounds: int, numbers: int = PAT
         down, right = (slope[inside] for slope in np.gradient(mean))
         slopes = np.stack([down, right, down * y, down * x, right * y, right * x][:numbers])
         errors = still[:, inside[0], inside[1]].astype(np.float32) - mean[inside]
-        weight = 1 / (np.einsum("thw,thw->hw", errors, errors) / len(errors) + FLOOR)
+        energy = np.einsum("thw,thw->hw", errors, errors)
+        weight = 1 / (energy / len(errors) + FLOOR)
         pulls = slopes * weight
         matrix = np.einsum("ahw,bhw->ab", pulls, slopes)  # no matrix product: NumPy's threads would go on spinning
         matrix += (1e-3 * np.trace(matrix) / numbers + 1e-9) * np.eye(numbers)
         forces = np.einsum("ahw,thw->ta", pulls, errors)
-        step = np.clip(np.linalg.solve(matrix, forces.T).T, -LONGEST_STEP, LONGEST_STEP)
+        step = np.linalg.solve(matrix, forces.T).T
+        if (forces * step).sum() < least * (energy * weight).sum():
+            break
+        step = np.clip(step, -LONGEST_STEP, LONGEST_STEP)
         moves[:, :numbers] -= step / units[:numbers]
         if np.abs(step).max() < SETTLED:
             break
