@@ -118,18 +118,26 @@ def crop_weight(error: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def fit_transform(
-    model: OneDVA, clips: Sequence[Clip], pca: PatchPCA, *, per_clip: int = 20, seed: int = 2, varied: bool = True
+    model: OneDVA,
+    clips: Sequence[Clip],
+    pca: PatchPCA,
+    *,
+    per_clip: int = 20,
+    seed: int = 2,
+    varied: bool = True,
+    held: bool = True,
 ) -> None:
     """Set a model's transform, in place: `pca`, of as many components and poses, as its basis, and along time the
     principal directions of each class of columns.
 
-    Covariances over columns of the longest clips serve every smaller number of groups: their blocks.
+    Covariances over columns of the longest clips serve every smaller number of groups: their blocks. varied, held: see
+    `random_crops`.
     """
     transform, config = transform_of(model), model.config
     transform.basis.copy_(pca.components)
     transform.mean.copy_(pca.mean)
     groups, size = transform.max_groups, transform.components
-    crops = random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed, varied=varied, held=True)
+    crops = random_crops(clips, frames=config.clip_frames, per_clip=per_clip, seed=seed, varied=varied, held=held)
     columns, weights = columns_of(transform, crops, count=len(clips) * per_clip, seed=seed)
     of_groups = (columns.T.square() @ weights / weights.sum()).reshape(groups, size)
     transform.coefficient_std.copy_(of_groups.mean(0).sqrt().clamp(min=SMALLEST_STD))

@@ -114,7 +114,7 @@ def pca_model(nano: Callable[..., OneDVAConfig], quick_pca: Callable[[Tensor, in
         torch.manual_seed(1)
         model = OneDVA(nano(**{"clip_frames": video.shape[2], **changes})).eval()
         clips = [Clip(str(row), frames, 24.0) for row, frames in enumerate(to_frames(video))]
-        fit_transform(model, clips, quick_pca(video, model.config.components), per_clip=1, varied=False)
+        fit_transform(model, clips, quick_pca(video, model.config.components), per_clip=1, varied=False, held=False)
         return model.requires_grad_(False)
 
     return make
